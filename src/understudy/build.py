@@ -1,0 +1,222 @@
+"""From a recipe's tables to objects: tokenizer, task, student, expert. Everything that can be refused is refused here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from understudy.config import Gsm8kTask, JsonlTask, ModularAdditionTask, Recipe
+from understudy.errors import ConfigError, ModelError
+from understudy.experts.expert import Expert, OracleExpert
+from understudy.experts.local import load_local_expert
+from understudy.experts.noisy import Noise, NoisyExpert, build_noise
+from understudy.models import (
+    add_lora,
+    check_head,
+    context_length,
+    generation_eos_ids,
+    load_model,
+    load_tokenizer,
+    new_model,
+    output_size,
+)
+from understudy.tasks import Gsm8k, ModularAddition, TextEncoder
+from understudy.tasks import JsonlTask as JsonlTaskImpl
+from understudy.tasks.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a run is made of. `vocab_size` counts the ids that can be emitted; heads may have padding rows beyond it."""
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase | None
+    student: nn.Module
+    expert: Expert | None
+    noise: Noise | None
+    vocab_size: int
+    eos_ids: frozenset[int]
+
+
+def build(
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    checkpoint: str | None = None,
+    task: Task | None = None,
+    expert: Expert | None = None,
+    noise: Noise | None = None,
+) -> Parts:
+    """Load or make everything a recipe names; own objects given here take the place of the recipe's.
+
+    Args:
+        checkpoint: weights to start the student from instead of the recipe's (a warm start).
+    Raises:
+        ConfigError, DataError, ModelError: one sentence on what does not fit.
+    """
+    tokenizer = build_tokenizer(recipe)
+    eos_ids = generation_eos_ids(recipe.student.checkpoint)
+    task = task or build_task(recipe, tokenizer, eos_ids)
+    vocab_size = task.vocab_size or (len(tokenizer) if tokenizer is not None else None)
+    if vocab_size is None:
+        raise ConfigError(f"task {task.name} states no vocab_size and the student has no tokenizer; one of them must.")
+    student = build_student(recipe, vocab_size, task.eos_ids | eos_ids, checkpoint).to(device)
+    _check_context(recipe, student, task)
+    if expert is None and recipe.expert is not None:
+        expert = build_expert(recipe, task, tokenizer, vocab_size, device)
+    if noise is None and recipe.expert is not None and recipe.expert.noise is not None:
+        noise = build_noise(recipe.expert.noise, task.action_ids or tuple(range(vocab_size)))
+    if expert is not None and noise is not None:
+        expert = NoisyExpert(expert, noise)
+    if expert is not None and expert.vocab_size != vocab_size:
+        raise ModelError(f"the expert's law is over {expert.vocab_size} tokens and the student's over {vocab_size}; they must agree.")
+    return Parts(
+        task=task,
+        tokenizer=tokenizer,
+        student=student,
+        expert=expert,
+        noise=noise,
+        vocab_size=vocab_size,
+        eos_ids=task.eos_ids | eos_ids,
+    )
+
+
+def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase | None:
+    """The student's tokenizer; None for tasks of bare token ids."""
+    if isinstance(recipe.task, ModularAdditionTask):
+        return None
+    source = recipe.student.tokenizer or recipe.student.checkpoint
+    if source is None:
+        raise ConfigError(
+            f"task.kind = {recipe.task.kind!r} is text and a new student needs student.tokenizer (a folder or hub id). "
+            "`understudy init` makes one from your text."
+        )
+    return load_tokenizer(source)
+
+
+def build_task(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, eos_ids: frozenset[int]) -> Task:
+    """The task of a recipe."""
+    config = recipe.task
+    if isinstance(config, ModularAdditionTask):
+        return ModularAddition(modulus=config.modulus, length=config.length, seed=config.seed)
+    assert tokenizer is not None
+    encoder = TextEncoder(
+        tokenizer=tokenizer,
+        max_prompt_tokens=config.max_prompt_tokens,
+        max_new_tokens=config.max_new_tokens,
+        stop_strings=config.stop_strings,
+        extra_eos_ids=tuple(sorted(eos_ids)),
+        end_token=config.end_token,
+        too_long=config.too_long,
+    )
+    if isinstance(config, Gsm8kTask):
+        return Gsm8k(
+            encoder=encoder,
+            path=config.path,
+            validation_rows=config.validation_rows,
+            keep_calculator_marks=config.keep_calculator_marks,
+        )
+    assert isinstance(config, JsonlTask)
+    return JsonlTaskImpl(
+        encoder=encoder,
+        train=config.train,
+        validation=config.validation,
+        test=config.test,
+        dataset=config.dataset,
+        dataset_config=config.dataset_config,
+        validation_rows=config.validation_rows,
+        prompt_field=config.prompt_field,
+        messages_field=config.messages_field,
+        reference_field=config.reference_field,
+        id_field=config.id_field,
+        grader=config.grader,
+    )
+
+
+def build_student(
+    recipe: Recipe, vocab_size: int, eos_ids: frozenset[int], checkpoint: str | None = None
+) -> nn.Module:
+    """The student, checked and ready to train; with LoRA only the adapters require gradients."""
+    config = recipe.student
+    source = checkpoint or config.checkpoint
+    if source is not None:
+        model = load_model(source)
+    else:
+        assert config.new is not None
+        model = new_model(
+            config.new, vocab_size=config.new.vocab_size or vocab_size, eos_ids=eos_ids, seed=recipe.seed
+        )
+    if output_size(model) < vocab_size:
+        raise ModelError(
+            f"the student {source or '(new)'} has {output_size(model)} output rows and the tokenizer {vocab_size} tokens. "
+            "Resize its embeddings, or use the tokenizer it was trained with."
+        )
+    check_head(model, source or "the new student")
+    return model if config.lora is None else add_lora(model, config.lora, seed=recipe.seed)
+
+
+def _check_context(recipe: Recipe, student: nn.Module, task: Task) -> None:
+    context = context_length(student)
+    longest = recipe.train.max_new_tokens or task.max_new_tokens
+    prompt = getattr(recipe.task, "max_prompt_tokens", None)
+    if isinstance(recipe.task, ModularAdditionTask):
+        prompt = recipe.task.length + 1
+    if context is not None and prompt is not None and prompt + longest > context:
+        raise ConfigError(
+            f"prompts of up to {prompt} tokens and responses of up to {longest} do not fit the student's context of {context}. "
+            "Lower task.max_prompt_tokens or max_new_tokens."
+        )
+
+
+def build_expert(
+    recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, device: torch.device
+) -> Expert:
+    """The clean expert of a recipe.
+
+    Raises:
+        ModelError: its tokenizer gives ids another meaning than the student's, or it has too few output rows.
+    """
+    config = recipe.expert
+    assert config is not None
+    if config.kind == "oracle":
+        oracle = task.oracle()
+        if oracle is None:
+            raise ConfigError(f"expert.kind = 'oracle' needs a task with an exact law; {task.name} has none.")
+        return OracleExpert(oracle, identity=f"oracle:{task!r}")
+    assert config.checkpoint is not None
+    if tokenizer is not None:
+        check_same_vocabulary(tokenizer, load_tokenizer(config.checkpoint), config.checkpoint)
+    expert = load_local_expert(
+        config.checkpoint, vocab_size=vocab_size, dtype=getattr(torch, config.dtype), device=device
+    )
+    rows = output_size(expert.model)
+    if rows < vocab_size or (tokenizer is None and rows != vocab_size):
+        raise ModelError(
+            f"the expert {config.checkpoint} has {rows} output rows and the student's vocabulary {vocab_size} tokens; "
+            "they must share a vocabulary."
+        )
+    return expert
+
+
+def check_same_vocabulary(
+    student: PreTrainedTokenizerBase, expert: PreTrainedTokenizerBase, expert_name: str
+) -> None:
+    """Refuse an expert whose token ids mean other texts.
+
+    Raises:
+        ModelError: naming the sizes and the first id that differs.
+    """
+    ours, theirs = student.get_vocab(), expert.get_vocab()
+    if ours == theirs:
+        return
+    by_id = {i: t for t, i in theirs.items()}
+    differing = sorted(i for t, i in ours.items() if by_id.get(i) != t) or [len(ours)]
+    text = {i: t for t, i in ours.items()}
+    first = differing[0]
+    raise ModelError(
+        f"the expert {expert_name} has another vocabulary ({len(theirs)} tokens, the student {len(ours)}): id {first} is "
+        f"{by_id.get(first)!r} for the expert and {text.get(first)!r} for the student. Distillation needs one tokenizer."
+    )

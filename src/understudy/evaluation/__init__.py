@@ -1,0 +1,1 @@
+"""Measured once, stated with its uncertainty: sample, score, statistics."""

@@ -1,0 +1,1 @@
+"""Who labels: a local model, a task's exact law, and noise laws around either."""

@@ -1,0 +1,362 @@
+"""The table of methods. A method is a row: a choice on independent axes. Reading this file is reading the library.
+
+    prefixes   who writes the tokens that the student is trained at
+    objective  what is compared there: the expert's whole law (`exact`) or one token a position (`sampled`, as published)
+    gate       which positions count
+
+The trainer never asks which method runs; it reads the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from understudy.errors import ConfigError
+from understudy.objectives import divergences, estimators
+from understudy.objectives.channel import NoiseChannel, through_channel
+from understudy.objectives.rows import RowLoss
+from understudy.settings import nearest
+
+Estimator = Literal["exact", "sampled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """What a loss may be parametrised with: the weight beta, and the known noise channel of the expert."""
+
+    beta: float | None = None
+    channel: NoiseChannel | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The loss of one position and what it needs to know there.
+
+    `law`: the expert's law. `token`: a token - `response` (the one that was emitted) or `expert` (one draw from the
+    expert's law). `uniform`: a random number, for a token drawn from the student inside the loss.
+    """
+
+    text: str
+    build: Callable[[LossSettings], RowLoss]
+    law: bool = False
+    token: Literal["response", "expert"] | None = None
+    uniform: bool = False
+    needs_student_tokens: bool = False
+    """The emitted token must be the student's own draw at temperature 1 (a policy gradient)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefixes:
+    """Who writes the prefixes. `expert_share(round, options)`: probability that the expert writes a `unit`.
+
+    A share of 1 means fixed data: expert samples (or the task's references) written once and read again.
+    """
+
+    text: str
+    expert_share: Callable[[int, Mapping[str, Any]], float]
+    unit: Literal["sequence", "token"] = "sequence"
+    temperature: float | None = 1.0
+    """Of the student's rollouts; 0 is greedy; None: the student writes nothing."""
+    aggregate: bool = False
+    """Train on all rounds so far, not only on this one."""
+
+    @property
+    def is_fixed_data(self) -> bool:
+        return self.temperature is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One row."""
+
+    name: str
+    summary: str
+    prefixes: Prefixes
+    exact: Objective | None = None
+    sampled: Objective | None = None
+    gate: Literal["response", "student"] = "student"
+    weight: str = "1"
+    source: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Option -> default; what a recipe's [method] table may set beside `estimator`."""
+    plain: str = ""
+    """The same row without the noise channel."""
+    hint: str = ""
+
+    @property
+    def estimators(self) -> tuple[Estimator, ...]:
+        return tuple(e for e in ("exact", "sampled") if getattr(self, e) is not None)  # type: ignore[return-value]
+
+    @property
+    def uses_channel(self) -> bool:
+        return bool(self.plain)
+
+    def objective(self, estimator: Estimator | None = None) -> Objective:
+        """The chosen objective; by default the exact one where there is one."""
+        chosen = getattr(self, estimator) if estimator else self.exact or self.sampled
+        assert chosen is not None, "checked when the recipe was loaded"
+        return chosen
+
+    def resolve_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {**self.options, **{k: v for k, v in given.items() if v is not None}}
+
+    def needs_expert(self, estimator: Estimator | None, *, offline_is_reference: bool) -> str:
+        """What an expert is needed for, in words; empty if none is needed."""
+        objective = self.objective(estimator)
+        if objective.law or objective.token == "expert":
+            return "labels"
+        if self.prefixes.is_fixed_data and offline_is_reference:
+            return ""
+        return "prefixes" if self.prefixes.expert_share(0, self.options) > 0 else ""
+
+    def check_options(self, given: Mapping[str, Any]) -> None:
+        """Refuse values that would silently turn the row into another one; the message names that one."""
+        for name, value in given.items():
+            low, high, closed, instead = _RANGES[name]
+            inside = low <= value <= high if closed else low < value < high
+            if not inside:
+                bracket = "[]" if closed else "()"
+                raise ConfigError(
+                    f"method.{name} of {self.name} must be in {bracket[0]}{low:g}, {high:g}{bracket[1]}, got {value:g}. {instead}"
+                )
+        if self.objective().needs_student_tokens and given.get("rollout_temperature", 1.0) != 1.0:
+            raise ConfigError(
+                f"{self.name} is a policy gradient and needs rollouts at temperature 1, got "
+                f"{given['rollout_temperature']:g}. Use nail-r with estimator = 'sampled' for cold rollouts."
+            )
+
+
+_RANGES: dict[str, tuple[float, float, bool, str]] = {
+    "beta": (0.0, 1.0, False, "At 0 it is nail-f or opd-f, at 1 nail-r or opd-r: name the one you want."),
+    "student_share": (0.0, 1.0, False, "At 0 it is kd, at 1 opd-f or opd-r: name the one you want."),
+    "decay": (0.0, 1.0, False, "At 0 it is opd-f after the first round, at 1 kd."),
+    "rollout_temperature": (0.0, 10.0, True, "0 is greedy."),
+}
+
+
+# --- prefixes ---------------------------------------------------------------------------------------------------------
+
+_EXPERT = Prefixes(text="expert samples (fixed data)", expert_share=lambda round, options: 1.0, temperature=None)
+_STUDENT = Prefixes(text="student at T=1", expert_share=lambda round, options: 0.0, temperature=1.0)
+_GREEDY = Prefixes(text="student, greedy", expert_share=lambda round, options: 0.0, temperature=0.0)
+_PER_SEQUENCE = Prefixes(
+    text="mixture per sequence", expert_share=lambda round, options: 1.0 - options["student_share"], temperature=1.0
+)
+_PER_TOKEN = Prefixes(
+    text="mixture per token, decaying; all rounds",
+    expert_share=lambda round, options: float(options["decay"] ** round),
+    unit="token",
+    temperature=1.0,
+    aggregate=True,
+)
+
+
+# --- objectives: one pure function each --------------------------------------------------------------------------------
+
+
+def _reverse(student_logp_nV: Tensor, expert_logp_nV: Tensor) -> Tensor:
+    # Floored like the sampled estimators, whose mean it is: a token that the expert forbids costs much, not infinitely.
+    return divergences.reverse_kl_from_logp(student_logp_nV, estimators.floored(expert_logp_nV))
+
+
+def _build_mixed(settings: LossSettings) -> RowLoss:
+    beta = settings.beta
+    assert beta is not None
+    return divergences.against_expert(
+        lambda student, expert: divergences.mixed_kl_from_logp(student, estimators.floored(expert), beta=beta)
+    )
+
+
+def _build_jsd(settings: LossSettings) -> RowLoss:
+    beta = settings.beta
+    assert beta is not None
+    return divergences.against_expert(
+        lambda student, expert: divergences.generalized_jsd_from_logp(student, expert, beta=beta)
+    )
+
+
+def _noised(loss: RowLoss) -> Callable[[LossSettings], RowLoss]:
+    def build(settings: LossSettings) -> RowLoss:
+        assert settings.channel is not None
+        return through_channel(loss, settings.channel)
+
+    return build
+
+
+_forward_row = divergences.against_expert(divergences.forward_kl_from_logp)
+_reverse_row = divergences.against_expert(_reverse)
+
+CROSS_ENTROPY = Objective(
+    text="cross-entropy of the token", build=lambda _: estimators.single_label_forward_kl, token="response"
+)
+NOISY_CROSS_ENTROPY = Objective(
+    text="cross-entropy, noised student", build=_noised(estimators.single_label_forward_kl), token="response"
+)
+FORWARD = Objective(text="KL(expert || student)", build=lambda _: _forward_row, law=True)
+NOISY_FORWARD = Objective(text="KL(expert || noised student)", build=_noised(_forward_row), law=True)
+REVERSE = Objective(text="KL(student || expert)", build=lambda _: _reverse_row, law=True)
+MIXED = Objective(text="(1-beta) forward + beta reverse KL", build=_build_mixed, law=True)
+JSD = Objective(text="generalised JSD(beta)", build=_build_jsd, law=True)
+EXPERT_TOKEN = Objective(
+    text="cross-entropy of one expert token", build=lambda _: estimators.single_label_forward_kl, token="expert"
+)
+NOISY_EXPERT_TOKEN = Objective(
+    text="cross-entropy of one expert token, noised student",
+    build=_noised(estimators.single_label_forward_kl),
+    token="expert",
+)
+POLICY_GRADIENT = Objective(
+    text="policy gradient on the rollout token",
+    build=lambda _: estimators.policy_gradient_reverse_kl,
+    law=True,
+    token="response",
+    needs_student_tokens=True,
+)
+AUXILIARY_TOKEN = Objective(
+    text="policy gradient on one auxiliary student token",
+    build=lambda _: estimators.auxiliary_token_reverse_kl,
+    law=True,
+    uniform=True,
+)
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+_T = {"rollout_temperature": None}
+
+METHODS: dict[str, Method] = {
+    row.name: row
+    for row in (
+        Method(
+            name="sft",
+            summary="behaviour cloning on expert samples or references",
+            prefixes=_EXPERT,
+            sampled=CROSS_ENTROPY,
+            gate="response",
+            source="log-loss behaviour cloning; arXiv:2606.30923 LogLossBC",
+        ),
+        Method(
+            name="sft-known",
+            summary="noise-aware behaviour cloning: the offline control",
+            prefixes=_EXPERT,
+            sampled=NOISY_CROSS_ENTROPY,
+            gate="response",
+            plain="sft",
+            source="noised maximum likelihood, arXiv:2606.30923 Thm 6",
+        ),
+        Method(
+            name="kd",
+            summary="offline distillation of the expert's law",
+            prefixes=_EXPERT,
+            exact=FORWARD,
+            gate="response",
+            source="arXiv:1503.02531; SeqKD prefixes",
+        ),
+        Method(
+            name="dagger",
+            summary="expert and student write token by token, the expert ever less; all rounds are kept",
+            prefixes=_PER_TOKEN,
+            exact=FORWARD,
+            sampled=EXPERT_TOKEN,
+            gate="response",
+            options={"decay": 0.5, **_T},
+            source="Ross, Gordon, Bagnell 2011, arXiv:1011.0686",
+        ),
+        Method(
+            name="gkd",
+            summary="each sequence from the student or from expert data",
+            prefixes=_PER_SEQUENCE,
+            exact=JSD,
+            gate="response",
+            options={"beta": 0.5, "student_share": 0.5, **_T},
+            source="arXiv:2306.13649",
+        ),
+        Method(
+            name="opd-f",
+            summary="on-policy distillation, forward KL",
+            prefixes=_STUDENT,
+            exact=FORWARD,
+            sampled=EXPERT_TOKEN,
+            options=_T,
+            source="arXiv:2606.30923 OPD-F (sampled)",
+        ),
+        Method(
+            name="opd-r",
+            summary="on-policy distillation, reverse KL, exact",
+            prefixes=_STUDENT,
+            exact=REVERSE,
+            options=_T,
+            hint="Its sampled estimator is the method opd-pg.",
+            source="arXiv:2306.13649 at beta = 1; local reverse KL",
+        ),
+        Method(
+            name="opd-pg",
+            summary="on-policy distillation as a policy gradient on the log-ratio",
+            prefixes=_STUDENT,
+            sampled=POLICY_GRADIENT,
+            weight="log-ratio",
+            hint="Its exact form is the method opd-r.",
+            source="Thinking Machines 2025; arXiv:2606.30923 OPD-R",
+        ),
+        Method(
+            name="opd-known",
+            summary="opd-f with the noised student: the noise-aware loss without the greedy prefixes",
+            prefixes=_STUDENT,
+            exact=NOISY_FORWARD,
+            sampled=NOISY_EXPERT_TOKEN,
+            options=_T,
+            plain="opd-f",
+            source="control of ours",
+        ),
+        Method(
+            name="nail-f",
+            summary="greedy prefixes, forward KL to the noisy expert",
+            prefixes=_GREEDY,
+            exact=FORWARD,
+            sampled=EXPERT_TOKEN,
+            options=_T,
+            source="arXiv:2606.30923 B.3 NAIL-F (sampled)",
+        ),
+        Method(
+            name="nail-r",
+            summary="greedy prefixes, reverse KL to the noisy expert",
+            prefixes=_GREEDY,
+            exact=REVERSE,
+            sampled=AUXILIARY_TOKEN,
+            options=_T,
+            source="arXiv:2606.30923 B.3 NAIL-R (sampled)",
+        ),
+        Method(
+            name="nail-mix",
+            summary="greedy prefixes, both directions",
+            prefixes=_GREEDY,
+            exact=MIXED,
+            options={"beta": 0.5, **_T},
+            source="arXiv:2606.30923 B.3 Mixed",
+        ),
+        Method(
+            name="nail-known",
+            summary="greedy prefixes, the student pushed through the expert's known noise",
+            prefixes=_GREEDY,
+            exact=NOISY_FORWARD,
+            sampled=NOISY_EXPERT_TOKEN,
+            options=_T,
+            plain="nail-f",
+            source="arXiv:2606.30923 Cor 1, with (1-eta)p + eta nu inside the loss as its theory has it",
+        ),
+    )
+}
+
+
+def method_named(name: str) -> Method:
+    """The row of that name.
+
+    Raises:
+        ConfigError: no such row; the message names the nearest one.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"method.name = {name!r} is not a method. {nearest(name, METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,93 @@
+"""Next-token laws at many positions, made a tile of rows at a time: [rows, vocabulary] never exists whole.
+
+N rows (gated positions of a batch), n rows of one tile, V vocabulary, D width of the hidden state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from understudy.objectives.shapes import wide_log_softmax
+
+
+class Law(Protocol):
+    """The expert's next-token distribution at N positions. A constant: no gradient ever reaches it."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def logp(self, start: int, stop: int) -> Tensor:
+        """Log-probabilities of rows start..stop, [stop - start, V], at least float32; each row sums to 1."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class DenseLaw:
+    """A law held whole: for small vocabularies (an oracle's) and for tests."""
+
+    logp_NV: Tensor
+
+    @property
+    def num_rows(self) -> int:
+        return self.logp_NV.shape[0]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.logp_NV.shape[1]
+
+    def logp(self, start: int, stop: int) -> Tensor:
+        return self.logp_NV[start:stop]
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """The last layer of a language model: logits = softcap(scale * (hidden W^T + bias)).
+
+    `softcap` c stands for c * tanh(x / c) (Gemma 2); `scale` for a constant factor on the logits (Cohere,
+    Granite).
+    """
+
+    weight_VD: Tensor
+    bias_V: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits in the dtype of the hidden states, as the model itself would give them."""
+        bias = None if self.bias_V is None else self.bias_V.to(hidden_ND.dtype)
+        return self.finish(torch.nn.functional.linear(hidden_ND, self.weight_VD.to(hidden_ND.dtype), bias))
+
+    def finish(self, logits_NV: Tensor) -> Tensor:
+        """What follows the matrix product: the constant factor, then the soft cap."""
+        if self.scale != 1.0:
+            logits_NV = logits_NV * self.scale
+        if self.softcap is not None:
+            logits_NV = self.softcap * torch.tanh(logits_NV / self.softcap)
+        return logits_NV
+
+
+@dataclass(frozen=True, eq=False)
+class HeadLaw:
+    """The law of a local expert, from its hidden states and head, made when a tile is asked for."""
+
+    hidden_ND: Tensor
+    head: Head
+
+    @property
+    def num_rows(self) -> int:
+        return self.hidden_ND.shape[0]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.head.weight_VD.shape[0]
+
+    @torch.no_grad()
+    def logp(self, start: int, stop: int) -> Tensor:
+        return wide_log_softmax(self.head.logits(self.hidden_ND[start:stop]))

@@ -1,0 +1,75 @@
+"""The only data that crosses folders: frozen, no logic beyond checking itself.
+
+Shapes: B sequences, T positions (prompt and response together, right-padded).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+Finish = Literal["eos", "stop", "length"]
+"""Why a trajectory ended: an end-of-sequence id, a stop string, or the token limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One task instance, ready for a model.
+
+    `reference` is the gold answer as text (what a grader compares with or a reader reads); `reference_ids` are the
+    tokens of a gold response including its end-of-sequence token where the task has one. `meta` is the task's own.
+    """
+
+    id: str
+    token_ids: tuple[int, ...]
+    text: str = ""
+    reference: str | None = None
+    reference_ids: tuple[int, ...] | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """One prompt and all that followed.
+
+    The tuples run along `response_ids`. `is_student[t]`: the student emitted the token (False: the expert or a data
+    set did). `logp[t]`: natural log-probability of the token under the law of whoever emitted it, at temperature 1
+    whatever temperature it was drawn at; NaN where nobody's law is known (a token of a data set).
+    """
+
+    prompt: Prompt
+    sample_index: int
+    response_ids: tuple[int, ...]
+    is_student: tuple[bool, ...]
+    logp: tuple[float, ...]
+    temperature: float
+    """Of the draws; 0 is greedy."""
+    finish: Finish
+    round: int
+    student_version: int
+    """Optimiser steps that the student had taken when it wrote this; -1 where it wrote nothing."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.prompt.id}#{self.sample_index}@{self.round}"
+
+    def __post_init__(self) -> None:
+        n = len(self.response_ids)
+        assert len(self.is_student) == n and len(self.logp) == n, "response fields must have one entry per token"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBatch:
+    """Trajectories collated for one forward pass; right-padded.
+
+    The masks mark *target* tokens: `is_response_BT[b, t]` says that token t of row b was emitted by an agent, so the
+    law that is trained for it stands at position t - 1.
+    """
+
+    token_BT: Tensor
+    is_response_BT: Tensor
+    is_student_BT: Tensor
+    trajectories: tuple[Trajectory, ...]

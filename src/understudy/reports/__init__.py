@@ -1,0 +1,1 @@
+"""Tables, figures and a page out of a run folder; nothing new is computed beyond aggregation."""

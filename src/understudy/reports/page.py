@@ -1,0 +1,361 @@
+"""`report.html` of a run or compare folder: one file, no scripts, nothing fetched, light and dark.
+
+Everything that came from a recipe, a model or a data set is escaped, and a content policy forbids scripts.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from understudy.errors import DataError
+from understudy.reports.drawing import to_png
+from understudy.reports.figures import (
+    STORY,
+    learning_curves,
+    moving_front,
+    position_figure,
+    story_figure,
+    time_figure,
+)
+from understudy.reports.folders import CompareData, RunData, load_compare, load_run, number
+from understudy.reports.samples import STYLE as SAMPLE_STYLE
+from understudy.reports.samples import render_samples
+from understudy.reports.series import groups_of, phase_seconds, position_table
+from understudy.reports.tables import (
+    AXES,
+    METRICS,
+    compare_rows,
+    format_value,
+    metric_names,
+    run_rows,
+    short_number,
+    takeaway,
+)
+
+CURVE_METRICS = ("accuracy_greedy", "accuracy_sampled", "validation_loss_nats", "expert_kl_nats")
+POSITION_METRICS = ("accuracy_greedy", "expert_kl_nats")
+
+GUIDES = {
+    "story": (
+        "Left: one tile per combination of loss and prefixes, darker is better; each tile has the "
+        "accuracy of greedy answers and of answers sampled at temperature 1, with the interval over "
+        "seeds. Right: how greedy accuracy grew with training; the number beside a name is the mean of "
+        "the seeds' last evaluations."
+    ),
+    "curves": (
+        "Thick line: mean over seeds. Thin lines: the seeds. Band: 95 % t interval over seeds, drawn from "
+        "three seeds up. Grey: the warm start. Choose what to count as budget above the figure; a method "
+        "that is far along one axis may be cheap along another."
+    ),
+    "position": (
+        "One line per moment of training, darker is later. Accuracy that falls, or KL that rises, towards "
+        "the right means that errors grow along the response. The value at a position is a mean over the "
+        "evaluated responses and the seeds."
+    ),
+    "front": (
+        "Each column is one evaluation, each row one position in the response. A bright region that grows "
+        "upwards is a front: later positions are learnt only after the earlier ones. White: the method "
+        "was not trained that long."
+    ),
+    "time": (
+        "Each bar adds up the measured phases: collecting trajectories, labelling by the expert, "
+        "training, evaluating, writing checkpoints."
+    ),
+}
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --ink: #1d2126; --soft: #5b6470; --paper: #ffffff; --card: #f5f6f8; --line: #d9dde3;
+  --accent: #0a62a8; --bad: #a33a00;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --ink: #e8eaed; --soft: #a4adb8; --paper: #14171b; --card: #1e2329; --line: #363d46;
+    --accent: #7cc0f5; --bad: #ff9a66;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 66rem; color: var(--ink); background: var(--paper);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif;
+}
+h1 { font-size: 1.6rem; margin: 0 0 .3rem; }
+h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
+p { margin: .4rem 0; max-width: 48rem; }
+.guide, .soft { color: var(--soft); font-size: .9rem; }
+.warn { border-left: .25rem solid var(--bad); padding: .3rem .8rem; background: var(--card); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td {
+  padding: .3rem .8rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top;
+}
+th { font-size: .85rem; font-weight: 600; }
+th:first-child, td:first-child, table.facts td { text-align: left; }
+td small { display: block; color: var(--soft); white-space: nowrap; }
+img {
+  display: block; max-width: 100%; height: auto; border-radius: .5rem; background: #fff;
+  border: 1px solid var(--line);
+}
+pre {
+  white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); padding: .7rem .9rem;
+  border-radius: .5rem; font-size: .85rem; margin: .4rem 0;
+}
+details { margin: .5rem 0; }
+summary { cursor: pointer; color: var(--accent); }
+.tabs > input { position: absolute; opacity: 0; }
+.tabs > label {
+  display: inline-block; padding: .25rem .8rem; margin: 0 .3rem .6rem 0; border: 1px solid var(--line);
+  border-radius: 1rem; cursor: pointer; font-size: .9rem;
+}
+.tabs > input:checked + label { background: var(--accent); color: var(--paper); border-color: var(--accent); }
+.tabs > input:focus-visible + label { outline: 2px solid var(--accent); outline-offset: 2px; }
+.tabs > .panel { display: none; }
+"""
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write `report.html` and `figures/*.png` into a run or compare folder; returns the path of the page.
+
+    Each file is replaced in one step: a report that fails half-way leaves the older one whole.
+
+    Raises:
+        DataError: the folder holds neither `compare.json` nor `metrics.jsonl`, or one of them is malformed.
+    """
+    folder = Path(folder)
+    if (folder / "compare.json").is_file():
+        data: CompareData | RunData = load_compare(folder)
+    elif (folder / "metrics.jsonl").is_file():
+        data = load_run(folder)
+    else:
+        raise DataError(f"expected a folder with compare.json or metrics.jsonl, found neither in {folder}.")
+    page = folder / "report.html"
+    _replace(page, _page(data, folder / "figures").encode("utf-8"))
+    return page
+
+
+def _page(data: CompareData | RunData, figures: Path) -> str:
+    is_compare = isinstance(data, CompareData)
+    title = f"Comparison: {data.recipe}" if is_compare else f"Run: {data.name} ({data.method})"
+    runs = [run for label in data.methods for run in data.done(label)] if is_compare else [data]
+    body = [f"<h1>{escape(title)}</h1>", _warnings(data.warnings), _what_was_run(data, runs), _results(data)]
+    if is_compare:
+        body.append(_unfinished(data))
+    if runs:
+        body += [_story(data, figures), _learning(data, runs, figures), _positions(data, figures)]
+        body += [_time(data, figures), render_samples(data)]
+    else:
+        body.append("<p>No cell is done yet: there is nothing to draw.</p>")
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}{_tab_style()}{SAMPLE_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _warnings(warnings: Sequence[str]) -> str:
+    return "".join(f'<p class="warn">{escape(warning)}</p>' for warning in warnings)
+
+
+def _what_was_run(data: CompareData | RunData, runs: Sequence[RunData]) -> str:
+    versions = runs[0].versions if runs else {}
+    if isinstance(data, CompareData):
+        facts = {"methods": ", ".join(data.methods), "seeds": ", ".join(map(str, data.seeds))}
+        command = data.header.get("command") or versions.get("command")
+    else:
+        end = data.end or {}
+        facts = {
+            "method": data.method,
+            "seed": str(data.seed),
+            "ended": str(end.get("reason", "no end record")),
+        }
+        if not math.isnan(best := number(end, "best_step")):
+            facts["best step"] = f"{best:.0f}"
+        command = versions.get("command")
+    if command:
+        facts["command"] = " ".join(map(str, command)) if isinstance(command, list) else str(command)
+    facts |= {key: _plain(value) for key, value in versions.items() if key != "command"}
+    rows = "".join(f"<tr><td>{escape(key)}</td><td>{escape(text)}</td></tr>" for key, text in facts.items())
+    recipes = ""
+    for run in _first_of_each(runs):
+        whose = f" of {escape(run.folder.name)}" if len(runs) > 1 else ""
+        recipe = escape(json.dumps(run.recipe, indent=2, ensure_ascii=False))
+        recipes += f"<details><summary>Resolved recipe{whose}</summary><pre>{recipe}</pre></details>"
+    return f'<h2>What was run</h2><div class="scroll"><table class="facts">{rows}</table></div>{recipes}'
+
+
+def _results(data: CompareData | RunData) -> str:
+    is_compare = isinstance(data, CompareData)
+    rows = compare_rows(data) if is_compare else run_rows(data)
+    over = "seeds" if is_compare else "prompts"
+    names = [name for name in METRICS if any(name in row["metrics"] for row in rows)]
+    names += sorted({name for row in rows for name in row["metrics"]} - set(METRICS))
+    budgets = {"trajectories": "trajectories", "expert_queries": "expert queries"}
+    budgets |= {"optimizer_steps": "steps", "cpu_seconds": "processor seconds"}
+    heads = ["method", *(["seeds"] if is_compare else []), *budgets.values(), *map(_titled, names)]
+    lines = []
+    for row in rows:
+        seeds = f"{row['seeds']} of {row['seeds'] + row['failed']}" if row["failed"] else str(row["seeds"])
+        cells = [escape(row["method"]), *([seeds] if is_compare else [])]
+        cells += [short_number(row["budget"][key]) for key in budgets]
+        cells += [_value_cell(row["metrics"].get(name), name) for name in names]
+        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    note = "Metrics are those of the last evaluation; the budget includes the warm start."
+    return (
+        f'<h2>Results</h2><div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+        f'<p class="guide">{escape(takeaway(rows, interval_over=over))} {note}</p>'
+    )
+
+
+def _unfinished(compare: CompareData) -> str:
+    failed = [cell for cell in compare.cells if cell.status == "failed"]
+    pending = [cell for cell in compare.cells if cell.status not in ("failed", "done")]
+    html = "<h2>Failed cells</h2>" if failed else ""
+    for cell in failed:
+        error = escape(cell.error or "no error was recorded")
+        html += f"<p>{escape(cell.label)}, seed {cell.seed}</p><pre>{error}</pre>"
+    if pending:
+        names = ", ".join(f"{cell.label} (seed {cell.seed})" for cell in pending)
+        html += f"<h2>Cells not run yet</h2><p>{escape(names)}</p>"
+    return html
+
+
+def _story(data: CompareData | RunData, figures: Path) -> str:
+    if not isinstance(data, CompareData):
+        return ""
+    labels = {group.label for group in groups_of(data)}
+    has_greedy = "accuracy_greedy" in metric_names(run for label in data.methods for run in data.done(label))
+    if not has_greedy or len(labels & set(STORY.values())) < 2:
+        return ""
+    image = _image(
+        story_figure(data), figures / "story.png", "Final accuracy by loss and prefixes; learning curves"
+    )
+    return f"<h2>The story in one figure</h2>{image}{_guide('story')}"
+
+
+def _learning(data: CompareData | RunData, runs: Sequence[RunData], figures: Path) -> str:
+    records = [record for run in runs for record in run.evals]
+    parts = []
+    for metric in CURVE_METRICS:
+        tabs = []
+        for axis, (counter, words) in AXES.items():
+            points = [
+                number(record, counter) + number(record, "metrics", metric, "value") for record in records
+            ]
+            if all(math.isnan(point) for point in points):
+                continue
+            name = f"{METRICS[metric].title} by {words}"
+            path = figures / f"learning_{metric}_by_{axis}.png"
+            tabs.append((words, _image(learning_curves(data, metric, axis), path, name)))
+        if tabs:
+            parts.append(f"<h3>{escape(METRICS[metric].title)}</h3>{_tabs(f'tab-{metric}', tabs)}")
+    return f"<h2>Learning curves</h2>{''.join(parts)}{_guide('curves')}" if parts else ""
+
+
+def _positions(data: CompareData | RunData, figures: Path) -> str:
+    groups = groups_of(data)
+    present = {name for name in METRICS if any(position_table(group, name) for group in groups)}
+    html = ""
+    for metric in [name for name in POSITION_METRICS if name in present]:
+        name = f"{METRICS[metric].title} by position in the response"
+        html += f"<h3>{escape(name)}</h3>" + _image(
+            position_figure(data, metric), figures / f"position_{metric}.png", name
+        )
+    if html:
+        html = f"<h2>Accuracy and KL by position</h2>{html}{_guide('position')}"
+    if present:
+        image = _image(
+            moving_front(data), figures / "moving_front.png", "Position in the response by training step"
+        )
+        html += f"<h2>The moving front</h2>{image}{_guide('front')}"
+    return html
+
+
+def _time(data: CompareData | RunData, figures: Path) -> str:
+    if not any(phase_seconds(group) for group in groups_of(data)):
+        return ""
+    image = _image(time_figure(data), figures / "time.png", "Seconds per phase and method")
+    return f"<h2>Where the time went</h2>{image}{_guide('time')}"
+
+
+def _image(figure: Figure, path: Path, words: str) -> str:
+    png = to_png(figure)
+    path.parent.mkdir(exist_ok=True)
+    _replace(path, png)
+    return f'<img alt="{escape(words)}" src="data:image/png;base64,{base64.b64encode(png).decode("ascii")}">'
+
+
+def _tabs(name: str, tabs: Sequence[tuple[str, str]]) -> str:
+    """Radio buttons and panels; which panel shows is decided by CSS alone."""
+    buttons = "".join(
+        f'<input type="radio" name="{name}" id="{name}-{i}"{" checked" if i == 0 else ""}>'
+        f'<label for="{name}-{i}">by {escape(words)}</label>'
+        for i, (words, _) in enumerate(tabs)
+    )
+    panels = "".join(f'<div class="panel">{html}</div>' for _, html in tabs)
+    return f'<div class="tabs">{buttons}{panels}</div>'
+
+
+def _tab_style() -> str:
+    """The i-th radio button shows the i-th panel (inputs and panels are counted separately, by element)."""
+    rules = [
+        f".tabs > input:nth-of-type({i}):checked ~ .panel:nth-of-type({i}) {{ display: block; }}"
+        for i in range(1, len(AXES) + 1)
+    ]
+    return "\n".join(rules) + "\n"
+
+
+def _guide(key: str) -> str:
+    return f'<p class="guide">How to read this. {escape(GUIDES[key])}</p>'
+
+
+def _value_cell(entry: dict[str, Any] | None, name: str) -> str:
+    if entry is None:
+        return "-"
+    if entry["low"] is None or entry["high"] is None:
+        return f"{format_value(name, entry['mean'])}<small>no interval</small>"
+    interval = f"{format_value(name, entry['low'])} to {format_value(name, entry['high'])}"
+    return f"{format_value(name, entry['mean'])}<small>{interval}</small>"
+
+
+def _titled(name: str) -> str:
+    if name not in METRICS:
+        return name
+    return METRICS[name].title + (f" ({METRICS[name].unit})" if METRICS[name].unit else "")
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _first_of_each(runs: Sequence[RunData]) -> list[RunData]:
+    """One run per method: the recipes of a method's seeds differ in the seed only."""
+    first: dict[str, RunData] = {}
+    for run in runs:
+        first.setdefault(run.folder.name.rsplit("-seed", 1)[0], run)
+    return list(first.values())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write beside the target, then rename over it: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

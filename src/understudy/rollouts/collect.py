@@ -1,0 +1,139 @@
+"""One round's trajectories: from the student, the expert, fixed data, or a mixture, as the method's row says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from understudy.methods import Prefixes
+from understudy.randomness import uniforms
+from understudy.records import Prompt, Trajectory
+from understudy.rollouts.mixture import expert_writes_sequence, expert_writes_tokens
+from understudy.rollouts.offline import OfflineData, as_trajectory, reference_response
+from understudy.rollouts.sampler import Decoder, Limits, sample
+from understudy.tasks.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Everything a round can be collected from."""
+
+    task: Task
+    limits: Limits
+    seed: int
+    samples_per_prompt: int
+    student: Callable[[], Decoder]
+    """A fresh decoder of the student as it is now."""
+    expert: Callable[[], Decoder] | None
+    offline: OfflineData | Literal["reference"] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """Which round, from which prompt on, with which student."""
+
+    number: int
+    first_prompt: int
+    num_prompts: int
+    student_version: int
+    process: int = 0
+    num_processes: int = 1
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A trajectory still to be written: which prompt, which sample of it, and the name of its random stream."""
+
+    prompt_number: int
+    prompt: Prompt
+    sample_index: int
+    name: tuple[object, ...]
+
+
+def collect(
+    sources: Sources, prefixes: Prefixes, options: Mapping[str, Any], this: Round
+) -> list[Trajectory]:
+    """The trajectories of a round that fall to this process (every `num_processes`-th prompt).
+
+    What a trajectory holds depends on the run seed, the round, its prompt and its sample index, and on the student;
+    not on the process, nor on the others of its batch.
+    """
+    slots = _slots(sources, this)
+    share = prefixes.expert_share(this.number, options)
+    if prefixes.is_fixed_data:
+        return _fixed(sources, this, slots)
+    given = options.get("rollout_temperature")
+    temperature = prefixes.temperature if given is None else given
+    assert temperature is not None
+    if prefixes.unit == "token":
+        return _written(sources, this, slots, temperature=temperature, expert_share=share)
+    is_fixed = expert_writes_sequence([s.name for s in slots], share)
+    fixed = iter(_fixed(sources, this, [s for s, f in zip(slots, is_fixed, strict=True) if f]))
+    open_slots = [s for s, f in zip(slots, is_fixed, strict=True) if not f]
+    written = iter(_written(sources, this, open_slots, temperature=temperature, expert_share=0.0))
+    return [next(fixed) if f else next(written) for f in is_fixed]
+
+
+def _slots(sources: Sources, this: Round) -> list[_Slot]:
+    prompts = sources.task.prompts("train", this.first_prompt, this.num_prompts)
+    mine = range(this.process, this.num_prompts, this.num_processes)
+    return [
+        _Slot(this.first_prompt + i, prompts[i], s, (sources.seed, "rollout", this.number, prompts[i].id, s))
+        for i in mine
+        for s in range(sources.samples_per_prompt)
+    ]
+
+
+def _fixed(sources: Sources, this: Round, slots: Sequence[_Slot]) -> list[Trajectory]:
+    if not slots:
+        return []
+    offline = sources.offline
+    assert offline is not None, "fixed data must have a source"
+    if offline == "reference":
+        rows = [reference_response(s.prompt) for s in slots]
+    else:
+        per = sources.samples_per_prompt
+        block = offline.responses(this.first_prompt, this.num_prompts)
+        rows = [block[(s.prompt_number - this.first_prompt) * per + s.sample_index] for s in slots]
+    return [
+        as_trajectory(s.prompt, s.sample_index, response, round=this.number)
+        for s, response in zip(slots, rows, strict=True)
+    ]
+
+
+def _written(
+    sources: Sources, this: Round, slots: Sequence[_Slot], *, temperature: float, expert_share: float
+) -> list[Trajectory]:
+    """Responses written now, by the student or by both token by token."""
+    if not slots:
+        return []
+    names = [s.name for s in slots]
+    length = sources.limits.max_new_tokens
+    expert, plan = None, None
+    if expert_share > 0:
+        assert sources.expert is not None, "checked when the recipe was loaded"
+        expert, plan = sources.expert(), expert_writes_tokens(names, expert_share, length)
+    responses = sample(
+        [s.prompt for s in slots],
+        limits=sources.limits,
+        uniform_BT=uniforms(names, length),
+        student=sources.student(),
+        expert=expert,
+        temperature=temperature,
+        expert_writes_BT=plan,
+    )
+    return [
+        Trajectory(
+            prompt=s.prompt,
+            sample_index=s.sample_index,
+            response_ids=r.token_ids,
+            is_student=r.is_student,
+            logp=r.logp,
+            temperature=temperature,
+            finish=r.finish,
+            round=this.number,
+            student_version=this.student_version,
+        )
+        for s, r in zip(slots, responses, strict=True)
+    ]

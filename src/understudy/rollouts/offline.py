@@ -1,0 +1,158 @@
+"""Fixed data: expert samples written once, hashed, and read by every run that asks for the same ones.
+
+A data set is a folder named after a hash of everything that decides its content (task, expert and noise, seed, length
+limits). It grows block by block, as far as it is read; a block is one safetensors file, written atomically, so that
+processes side by side may share the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from understudy.errors import DataError
+from understudy.files import atomic_path, sha256_of
+from understudy.randomness import uniforms
+from understudy.records import Finish, Prompt, Trajectory
+from understudy.rollouts.sampler import Decoder, Limits, Response, sample
+from understudy.tasks.task import Task
+
+BLOCK_PROMPTS = 512
+_FINISHES: tuple[Finish, ...] = ("eos", "stop", "length")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineData:
+    """Expert samples of a task's training prompts, by (prompt number, sample number)."""
+
+    folder: Path
+    task: Task
+    identity: dict[str, Any]
+    seed: int
+    limits: Limits
+    samples_per_prompt: int
+    decoder: Callable[[], Decoder]
+    _blocks: dict[int, list[Response]] = field(default_factory=dict, repr=False)
+
+    def responses(self, start: int, count: int) -> list[Response]:
+        """The responses to prompts start .. start + count - 1, all samples of a prompt in a row."""
+        per = self.samples_per_prompt
+        found: list[Response] = []
+        for number in range(start // BLOCK_PROMPTS, (start + count - 1) // BLOCK_PROMPTS + 1):
+            first = number * BLOCK_PROMPTS
+            low, high = max(start, first), min(start + count, first + BLOCK_PROMPTS)
+            found += self._block(number)[(low - first) * per : (high - first) * per]
+        return found
+
+    def _block(self, number: int) -> list[Response]:
+        if number not in self._blocks:
+            self._blocks.clear()  # blocks are read in order; the past ones would only fill memory
+            file = self.folder / f"block-{number:06d}.safetensors"
+            if not file.exists():
+                self._write(number, file)
+            self._blocks[number] = _read(file)
+        return self._blocks[number]
+
+    def _write(self, number: int, file: Path) -> None:
+        prompts = self.task.prompts("train", number * BLOCK_PROMPTS, BLOCK_PROMPTS)
+        repeated = [p for p in prompts for _ in range(self.samples_per_prompt)]
+        names = [
+            (self.seed, "offline", number, p.id, i % self.samples_per_prompt) for i, p in enumerate(repeated)
+        ]
+        responses = sample(
+            repeated,
+            limits=self.limits,
+            uniform_BT=uniforms(names, self.limits.max_new_tokens),
+            expert=self.decoder(),
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write_description(self.folder, self.identity)
+        _save(responses, repeated, file)
+
+
+def offline_folder(root: Path, identity: dict[str, Any]) -> Path:
+    """The folder of the data set with this identity, below `root`."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return root / digest[:16]
+
+
+def _write_description(folder: Path, identity: dict[str, Any]) -> None:
+    file = folder / "data.json"
+    if not file.exists():
+        with atomic_path(file) as part:
+            part.write_text(json.dumps(identity, indent=2, sort_keys=True) + "\n")
+
+
+def _save(responses: Sequence[Response], prompts: Sequence[Prompt], file: Path) -> None:
+    arrays = {
+        "token_ids": np.concatenate([np.array(r.token_ids, dtype=np.int32) for r in responses]),
+        "logp": np.concatenate([np.array(r.logp, dtype=np.float64) for r in responses]),
+        "length": np.array([len(r.token_ids) for r in responses], dtype=np.int32),
+        "finish": np.array([_FINISHES.index(r.finish) for r in responses], dtype=np.int32),
+    }
+    metadata = {"sha256": _content_hash(arrays), "first_prompt": prompts[0].id, "last_prompt": prompts[-1].id}
+    with atomic_path(file) as part:
+        save_file(arrays, part, metadata=metadata)
+
+
+def _content_hash(arrays: dict[str, np.ndarray]) -> str:
+    return sha256_of(b"".join(arrays[name].tobytes() for name in sorted(arrays)))
+
+
+def _read(file: Path) -> list[Response]:
+    from safetensors import safe_open
+
+    try:
+        arrays = load_file(file)
+        with safe_open(file, framework="numpy") as handle:
+            expected = (handle.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"offline data {file} cannot be read ({error}). Delete it; it will be written again.") from None
+    if _content_hash(arrays) != expected:
+        raise DataError(f"offline data {file} does not match its own hash. Delete it; it will be written again.")
+    ends = np.cumsum(arrays["length"])
+    responses = []
+    for begin, end, finish in zip(ends - arrays["length"], ends, arrays["finish"], strict=True):
+        tokens = tuple(arrays["token_ids"][begin:end].tolist())
+        logp = tuple(arrays["logp"][begin:end].tolist())
+        responses.append(Response(tokens, (False,) * len(tokens), logp, _FINISHES[int(finish)]))
+    return responses
+
+
+def reference_response(prompt: Prompt) -> Response:
+    """The task's own gold response as if somebody had written it.
+
+    Raises:
+        DataError: the prompt has no reference.
+    """
+    if not prompt.reference_ids:
+        raise DataError(
+            f"prompt {prompt.id} has no reference and data.offline = 'reference' trains on references. "
+            "Give every row one, or use data.offline = 'expert'."
+        )
+    ids = prompt.reference_ids
+    finish = cast(Literal["eos"], "eos")
+    return Response(ids, (False,) * len(ids), (float("nan"),) * len(ids), finish)
+
+
+def as_trajectory(prompt: Prompt, sample_index: int, response: Response, *, round: int) -> Trajectory:
+    """A trajectory of fixed data: nobody's student wrote it."""
+    return Trajectory(
+        prompt=prompt,
+        sample_index=sample_index,
+        response_ids=response.token_ids,
+        is_student=response.is_student,
+        logp=response.logp,
+        temperature=1.0,
+        finish=response.finish,
+        round=round,
+        student_version=-1,
+    )

@@ -1,0 +1,417 @@
+"""One run: a recipe and a folder in, a trained checkpoint and its record out."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from rich.console import Console
+
+import understudy
+from understudy.build import Parts, build
+from understudy.config import Recipe, warm_start_recipe
+from understudy.errors import ConfigError
+from understudy.evaluation.score import Evaluation, Plan, evaluate
+from understudy.experts.expert import Expert
+from understudy.experts.noisy import Noise
+from understudy.files import remove, write_json
+from understudy.methods import LossSettings, method_named
+from understudy.progress import Bar, one_bar
+from understudy.rollouts.collect import Sources
+from understudy.rollouts.hf import HFDecoder
+from understudy.rollouts.offline import OfflineData, offline_folder
+from understudy.rollouts.sampler import Limits
+from understudy.settings import flatten, to_table
+from understudy.tasks.task import Task
+from understudy.trainer.checkpoint import Progress, checkpoints, load_checkpoint, save_model
+from understudy.trainer.journal import Journal
+from understudy.trainer.loop import run_rounds
+from understudy.trainer.loss import StudentLoss
+from understudy.trainer.setup import Setup
+
+SHOWN = ("accuracy_greedy", "accuracy_sampled", "teacher_forced_accuracy", "validation_loss_nats", "expert_kl_nats")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """A finished run: where it is, why it ended, its last evaluation as logged, and the budget it spent."""
+
+    folder: Path
+    reason: str
+    metrics: dict[str, dict[str, float | int | None]]
+    budget: dict[str, float]
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "final"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnParts:
+    """Objects of your own in place of what the recipe names."""
+
+    task: Task | None = None
+    expert: Expert | None = None
+    noise: Noise | None = None
+
+
+def train(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    task: Task | None = None,
+    expert: Expert | None = None,
+    noise: Noise | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    warm_start: str | Path | None = None,
+    console: Console | None = None,
+) -> RunResult:
+    """Run a recipe from its warm start to its final checkpoint.
+
+    Args:
+        recipe: see `load_recipe`.
+        out: the run folder. `final/` in it loads with `AutoModelForCausalLM.from_pretrained`.
+        task, expert, noise: own objects in place of the recipe's.
+        resume: go on from the last checkpoint (or start, if there is none); a finished run is returned as it is.
+        overwrite: delete what is in `out` first.
+        warm_start: folder of a finished warm-start run to begin from, instead of running the recipe's own.
+        console: where progress is shown; None: standard error.
+    Raises:
+        ConfigError, DataError, ModelError, TrainingError: one sentence each.
+    """
+    own = OwnParts(task=task, expert=expert, noise=noise)
+    given = None if warm_start is None else Path(warm_start)
+    console = console or Console(stderr=True)
+    return _run(
+        recipe, Path(out), own, resume=resume, overwrite=overwrite, warm=given, console=console, stage="main"
+    )
+
+
+def _run(
+    recipe: Recipe,
+    folder: Path,
+    own: OwnParts,
+    *,
+    resume: bool,
+    overwrite: bool,
+    warm: Path | None,
+    console: Console,
+    stage: str,
+) -> RunResult:
+    _prepare_folder(folder, recipe, resume=resume, overwrite=overwrite)
+    if resume and (finished := finished_run(folder)) is not None:
+        return finished
+    torch.set_num_threads(recipe.train.threads)
+    accelerator = Accelerator(
+        mixed_precision=recipe.train.mixed_precision,
+        cpu=recipe.train.device == "cpu",
+        log_with=list(recipe.trackers) or None,
+        project_dir=str(folder),
+    )
+    if recipe.trackers:
+        accelerator.init_trackers("understudy", config=_flat_config(recipe))
+    if accelerator.is_main_process:
+        _describe(folder, recipe)
+    accelerator.wait_for_everyone()
+    warm = warm or _own_warm_start(recipe, folder, own, console, resume=resume)
+    checkpoint = None if warm is None else str(warm / "final")
+    parts = build(recipe, device=accelerator.device, checkpoint=checkpoint or _given_checkpoint(recipe), **vars(own))
+    progress = _inherited_progress(warm)
+    what = recipe.method.name if stage == "main" else f"{recipe.method.name} (warm start)"
+    with one_bar(console, what, recipe.train.steps) as bar:
+        setup = assemble(recipe, parts, accelerator, folder, bar, data_root=_data_root(recipe, folder), stage=stage)
+        pool = []
+        saved = checkpoints(folder / "checkpoints") if resume else []
+        if saved:
+            progress, pool = load_checkpoint(accelerator, saved[-1])
+            setup.journal.cut(progress.log_bytes)
+            bar.move(progress.step, f"resumed from {saved[-1].name}")
+        elif accelerator.is_main_process:
+            setup.journal.cut({})
+        reason, evaluation = run_rounds(setup, progress, pool)
+    if accelerator.is_main_process:
+        save_model(setup.model, parts.tokenizer, folder / "final")
+        _finish(folder, setup, progress, reason, evaluation)
+    accelerator.wait_for_everyone()
+    if recipe.trackers:
+        accelerator.end_training()
+    result = finished_run(folder)
+    assert result is not None
+    return result
+
+
+def _given_checkpoint(recipe: Recipe) -> str | None:
+    return recipe.warm_start.checkpoint if recipe.warm_start is not None else None
+
+
+def _data_root(recipe: Recipe, folder: Path) -> Path:
+    return Path(recipe.data.folder) if recipe.data.folder else folder / "data"
+
+
+def _own_warm_start(
+    recipe: Recipe, folder: Path, own: OwnParts, console: Console, *, resume: bool
+) -> Path | None:
+    """The finished run of the recipe's warm start, run now or before the kill; None where it has none to run."""
+    first = warm_start_recipe(recipe)
+    if first is None:
+        return None
+    first = replace(first, data=replace(first.data, folder=str(_data_root(recipe, folder))))
+    target = folder / "warm_start"
+    _run(first, target, own, resume=resume, overwrite=False, warm=None, console=console, stage="warm_start")
+    return target
+
+
+def _prepare_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    described = folder / "recipe.json"
+    if overwrite and folder.exists():
+        if not described.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not a run folder (it has no recipe.json); not deleting it. Choose another --out.")
+        remove(folder)
+    if described.exists() and not resume:
+        raise ConfigError(f"{folder} already holds a run. Use --resume to go on, --overwrite to start anew, or another --out.")
+    if described.exists():
+        refuse_changed(json.loads(described.read_text()), recipe.to_table(), folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot create the run folder {folder}: {error}.") from None
+
+
+def refuse_changed(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """A resumed run must be the same run.
+
+    Raises:
+        ConfigError: listing every setting that differs.
+    """
+    old, new = flatten(before), flatten(json.loads(json.dumps(now)))
+    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    if changed:
+        shown = ", ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in changed)
+        raise ConfigError(f"{folder} was started with other settings ({shown}). Resume with the same recipe, or use another --out.")
+
+
+def finished_run(folder: Path) -> RunResult | None:
+    """The result of a run that has ended; None for one that has not."""
+    file = folder / "result.json"
+    if not file.exists():
+        return None
+    found = json.loads(file.read_text())
+    return RunResult(folder=folder, reason=found["reason"], metrics=found["metrics"], budget=found["budget"])
+
+
+def _inherited_progress(warm: Path | None) -> Progress:
+    """Prompts, queries and seconds that a warm start has already spent count for every method that begins from it."""
+    if warm is None:
+        return Progress()
+    spent = json.loads((warm / "result.json").read_text())["progress"]
+    known = {f.name for f in fields(Progress)}
+    kept = ("prompts", "trajectories", "expert_queries", "response_tokens", "cpu_seconds", "wall_seconds", "seconds")
+    return Progress(**{k: v for k, v in spent.items() if k in known and k in kept})
+
+
+def assemble(
+    recipe: Recipe,
+    parts: Parts,
+    accelerator: Accelerator,
+    folder: Path,
+    bar: Bar,
+    *,
+    data_root: Path,
+    stage: str,
+) -> Setup:
+    """Wire parts, method and accelerator together for the loop."""
+    method = method_named(recipe.method.name)
+    options = method.resolve_options(
+        {k: v for k, v in to_table(recipe.method).items() if k not in ("name", "estimator")}
+    )
+    objective = method.objective(recipe.method.estimator)
+    channel = parts.noise.channel(parts.vocab_size) if method.uses_channel and parts.noise is not None else None
+    if method.uses_channel and channel is None:
+        raise ConfigError(f"{method.name} needs a noise law that is a known channel; this one is none. Use {method.plain}.")
+    limits = limits_of(recipe, parts)
+    trainable = [p for p in parts.student.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trainable,
+        lr=recipe.optimizer.learning_rate,
+        betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
+        weight_decay=recipe.optimizer.weight_decay,
+        fused=True,
+    )
+    student, optimizer = accelerator.prepare(StudentLoss(parts.student, parts.vocab_size), optimizer)
+    model = accelerator.unwrap_model(student).model
+    plan = evaluation_plan(recipe, parts, limits)
+    journal = Journal(folder, is_writing=accelerator.is_main_process)
+
+    def report(progress: Progress, evaluation: Evaluation | None) -> None:
+        bar.move(progress.step, None if evaluation is None else headline(evaluation))
+
+    return Setup(
+        recipe=recipe,
+        method=method,
+        objective=objective,
+        options=options,
+        row_loss=objective.build(LossSettings(beta=options.get("beta"), channel=channel)),
+        sources=Sources(
+            task=parts.task,
+            limits=limits,
+            seed=recipe.seed,
+            samples_per_prompt=recipe.train.samples_per_prompt,
+            student=lambda: HFDecoder(model, vocab_size=parts.vocab_size),
+            expert=None if parts.expert is None else parts.expert.decoder,
+            offline=_offline(recipe, parts, limits, data_root),
+        ),
+        expert=parts.expert,
+        accelerator=accelerator,
+        student=student,
+        model=model,
+        optimizer=optimizer,
+        tokenizer=parts.tokenizer,
+        folder=folder,
+        journal=journal,
+        stage=stage,
+        evaluate=_evaluator(model, plan, accelerator),
+        report=report,
+    )
+
+
+def limits_of(recipe: Recipe, parts: Parts) -> Limits:
+    """When a response ends: the task's and the checkpoint's end ids, stop strings, and a length."""
+    return Limits(
+        max_new_tokens=recipe.train.max_new_tokens or parts.task.max_new_tokens,
+        eos_ids=parts.eos_ids,
+        stop_strings=parts.task.stop_strings,
+        decode=parts.task.decode,
+    )
+
+
+def evaluation_plan(recipe: Recipe, parts: Parts, limits: Limits) -> Plan:
+    """What a run of this recipe measures, on its validation prompts.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    prompts = parts.task.prompts("validation", 0, recipe.evaluate.prompts)
+    if not prompts:
+        raise ConfigError(
+            "the task has no validation prompts. Give task.validation (a file) or task.validation_rows (held out of train)."
+        )
+    return Plan(
+        task=parts.task,
+        prompts=prompts,
+        limits=limits,
+        vocab_size=parts.vocab_size,
+        expert=parts.expert,
+        sampled=recipe.evaluate.sampled,
+        expert_kl=recipe.evaluate.expert_kl,
+        samples_per_prompt=recipe.evaluate.samples_per_prompt,
+        batch_size=recipe.evaluate.batch_size,
+        seed=recipe.seed,
+    )
+
+
+def _evaluator(model: torch.nn.Module, plan: Plan, accelerator: Accelerator) -> Callable[[], Evaluation]:
+    return lambda: evaluate(
+        model,
+        plan,
+        process=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        gather=gather_object,
+    )
+
+
+def _offline(recipe: Recipe, parts: Parts, limits: Limits, root: Path) -> Any:
+    if recipe.data.offline == "reference":
+        return "reference"
+    if parts.expert is None:
+        return None
+    identity = {
+        "task": repr(parts.task),
+        "expert": parts.expert.identity,
+        "seed": recipe.seed,
+        "max_new_tokens": limits.max_new_tokens,
+        "eos_ids": sorted(limits.eos_ids),
+        "stop_strings": list(limits.stop_strings),
+        "samples_per_prompt": recipe.train.samples_per_prompt,
+    }
+    return OfflineData(
+        folder=offline_folder(root, identity),
+        task=parts.task,
+        identity=identity,
+        seed=recipe.seed,
+        limits=limits,
+        samples_per_prompt=recipe.train.samples_per_prompt,
+        decoder=parts.expert.decoder,
+    )
+
+
+def headline(evaluation: Evaluation) -> str:
+    """The evaluation in one line, as it stands behind a progress bar."""
+    short = {"accuracy_greedy": "greedy", "accuracy_sampled": "T=1", "teacher_forced_accuracy": "forced"}
+    short |= {"validation_loss_nats": "val nats", "expert_kl_nats": "KL nats"}
+    found = ((short[n], evaluation.metrics[n].value) for n in SHOWN if n in evaluation.metrics)
+    return "  ".join(f"{name} {value:.3f}" for name, value in found)
+
+
+def _finish(folder: Path, setup: Setup, progress: Progress, reason: str, evaluation: Evaluation | None) -> None:
+    metrics = {} if evaluation is None else evaluation.to_json()["metrics"]
+    setup.journal.write(
+        "metrics", {"kind": "end", "reason": reason, "step": progress.step, "best_step": progress.best_step}
+    )
+    budget = {
+        "trajectories": progress.trajectories,
+        "expert_queries": progress.expert_queries,
+        "optimizer_steps": progress.step,
+        "cpu_seconds": progress.cpu_seconds,
+    }
+    write_json(
+        folder / "result.json",
+        {"reason": reason, "metrics": metrics, "budget": budget, "progress": vars(progress)},
+    )
+
+
+def _describe(folder: Path, recipe: Recipe) -> None:
+    write_json(folder / "recipe.json", recipe.to_table())
+    write_json(folder / "versions.json", versions())
+
+
+def versions() -> dict[str, Any]:
+    """What a number depends on beside the recipe: packages, Python, processor, and the commit and its changes."""
+    packages = ("torch", "transformers", "accelerate", "numpy", "safetensors")
+    found: dict[str, Any] = {name: metadata.version(name) for name in packages}
+    found |= {
+        "understudy": understudy.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu_threads": torch.get_num_threads(),
+        "cpu_count": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+    return found | _source_state()
+
+
+def _source_state() -> dict[str, str]:
+    """Commit and diff of the source tree, where the package runs from a git checkout."""
+    root = Path(understudy.__file__).resolve().parent
+    try:
+        git = ["git", "-C", str(root)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        diff = subprocess.run([*git, "diff", "HEAD", "--", "."], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": commit.stdout.strip(), "diff": diff.stdout}
+
+
+def _flat_config(recipe: Recipe) -> dict[str, Any]:
+    return {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in flatten(recipe.to_table()).items()}

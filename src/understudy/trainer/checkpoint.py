@@ -1,0 +1,135 @@
+"""Checkpoints: a Hugging Face folder that anybody can load, and beside it what the loop needs to go on.
+
+    <run>/checkpoints/step-000120/   config.json, model.safetensors, tokenizer...   loadable by AutoModelForCausalLM
+                         state/      accelerate's state (weights as trained, optimiser, random states), progress.json
+    <run>/best, <run>/final          the Hugging Face folder alone
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from understudy.errors import TrainingError
+from understudy.files import atomic_path, remove, write_json
+from understudy.models import merged, quiet_transformers
+from understudy.records import Prompt, Trajectory
+
+
+@dataclass
+class Progress:
+    """Where a run is: all that must survive a kill besides weights, optimiser and random states."""
+
+    step: int = 0
+    round: int = 0
+    prompts: int = 0
+    """Training prompts used so far; the next round starts there."""
+    trajectories: int = 0
+    expert_queries: int = 0
+    response_tokens: int = 0
+    cpu_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall seconds by phase of a step."""
+    best_value: float | None = None
+    best_step: int | None = None
+    stop_value: float | None = None
+    """Best value of the stop metric so far, and how many evaluations have not improved on it."""
+    stale_evaluations: int = 0
+    log_bytes: dict[str, int] = field(default_factory=dict)
+    """Length of each log when the checkpoint was written: what came later is cut off on resume."""
+
+
+def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, target: Path) -> None:
+    """Write a Hugging Face folder, atomically.
+
+    Raises:
+        TrainingError: it could not be written (a full disk); what was there before is untouched.
+    """
+    try:
+        with atomic_path(target) as part:
+            _write_model(model, tokenizer, part)
+    except (OSError, SafetensorError) as error:
+        raise _cannot_write(target, error) from error
+
+
+def _write_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, part: Path) -> None:
+    part.mkdir(parents=True)
+    with quiet_transformers():
+        merged(model).save_pretrained(part)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(part)
+
+
+def _cannot_write(target: Path, error: Exception) -> TrainingError:
+    return TrainingError(
+        f"could not write {target}: {error}. Nothing written before is lost; free some space and go on with --resume."
+    )
+
+
+def save_checkpoint(
+    accelerator: Accelerator,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    progress: Progress,
+    pool: Sequence[Trajectory],
+    folder: Path,
+    keep: int,
+) -> Path:
+    """Write `step-<n>` atomically, then drop all but the last `keep`.
+
+    Raises:
+        TrainingError: it could not be written; the checkpoints before it are untouched.
+    """
+    target = folder / f"step-{progress.step:06d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with atomic_path(target) as part:
+            _write_model(model, tokenizer, part)
+            accelerator.save_state(str(part / "state"), safe_serialization=True)
+            write_json(part / "state" / "progress.json", asdict(progress))
+            (part / "state" / "pool.json").write_text(json.dumps([asdict(t) for t in pool]))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise _cannot_write(target, error) from error
+    for old in checkpoints(folder)[:-keep]:
+        remove(old)
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """All complete checkpoints, oldest first (an incomplete one never has its final name)."""
+    return sorted(folder.glob("step-*"))
+
+
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> tuple[Progress, list[Trajectory]]:
+    """Put weights, optimiser and random states back; returns the progress and the pool of kept trajectories.
+
+    Raises:
+        TrainingError: the checkpoint is damaged.
+    """
+    try:
+        progress = Progress(**json.loads((checkpoint / "state" / "progress.json").read_text()))
+        pool = [_trajectory(row) for row in json.loads((checkpoint / "state" / "pool.json").read_text())]
+        accelerator.load_state(str(checkpoint / "state"))
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(
+            f"checkpoint {checkpoint} cannot be read: {error}. Delete it to go on from the one before."
+        ) from error
+    return progress, pool
+
+
+def _trajectory(row: dict[str, Any]) -> Trajectory:
+    prompt = row.pop("prompt")
+    for name in ("token_ids", "reference_ids"):
+        prompt[name] = None if prompt[name] is None else tuple(prompt[name])
+    for name in ("response_ids", "is_student", "logp"):
+        row[name] = tuple(row[name])
+    return Trajectory(prompt=Prompt(**prompt), **row)

@@ -1,0 +1,169 @@
+"""The loop: collect with the student as it is, label, train; evaluate, stop, checkpoint. One loop for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from understudy.config import Recipe
+from understudy.evaluation.score import Evaluation
+from understudy.randomness import generator
+from understudy.records import Trajectory
+from understudy.rollouts.collect import Round, collect
+from understudy.rollouts.hf import evaluating
+from understudy.trainer.checkpoint import Progress, save_checkpoint, save_model
+from understudy.trainer.setup import Clock, Setup
+from understudy.trainer.step import StepResult, optimizer_step
+from understudy.trainer.stopping import improves, stop_reason
+
+
+def run_rounds(s: Setup, progress: Progress, pool: list[Trajectory]) -> tuple[str, Evaluation | None]:
+    """Train until the last step or until the recipe's stop condition holds.
+
+    Args:
+        progress: where to start; moved along in place.
+        pool: trajectories of past rounds, for methods that keep them; extended in place.
+    Returns:
+        why it ended ("max_steps", "target", "patience"), and the last evaluation (None only if already finished).
+    """
+    clock = Clock(progress, s.accelerator.device)
+    evaluation = None
+    if progress.step == 0:
+        evaluation = _evaluate(s, progress, clock)
+        if reason := stop_reason(s.recipe.stop, evaluation, progress):
+            return reason, evaluation
+    while progress.step < s.recipe.train.steps:
+        with clock.phase("collect"), evaluating(s.model):
+            fresh = collect(s.sources, s.method.prefixes, s.options, _this_round(s, progress))
+        if s.method.prefixes.aggregate:
+            pool.extend(fresh)
+        for trajectories in _steps_of_round(s, progress, fresh, pool):
+            result = optimizer_step(s, trajectories, progress, clock)
+            progress.step += 1
+            _log_step(s, progress, result, fresh)
+            s.report(progress, None)
+            is_last = progress.step == s.recipe.train.steps
+            if is_last or progress.step % s.recipe.evaluate.every_steps == 0:
+                evaluation = _evaluate(s, progress, clock)
+                if reason := stop_reason(s.recipe.stop, evaluation, progress):
+                    return reason, evaluation
+        progress.round += 1
+        progress.prompts += _prompts_per_round(s.recipe)
+        every = s.recipe.checkpoint.every_steps
+        if every and progress.step % every == 0:
+            _checkpoint(s, progress, pool, clock)
+    return "max_steps", evaluation
+
+
+def _prompts_per_round(recipe: Recipe) -> int:
+    return recipe.train.batch_size * recipe.train.steps_per_round // recipe.train.samples_per_prompt
+
+
+def _this_round(s: Setup, progress: Progress) -> Round:
+    return Round(
+        number=progress.round,
+        first_prompt=progress.prompts,
+        num_prompts=_prompts_per_round(s.recipe),
+        student_version=progress.step,
+        process=s.accelerator.process_index,
+        num_processes=s.accelerator.num_processes,
+    )
+
+
+def _steps_of_round(
+    s: Setup, progress: Progress, fresh: Sequence[Trajectory], pool: Sequence[Trajectory]
+) -> Iterator[list[Trajectory]]:
+    """This process's trajectories of each optimiser step of the round; which ones does not depend on how many processes."""
+    train = s.recipe.train
+    if s.method.prefixes.aggregate:
+        for _ in range(train.steps_per_round):
+            yield _replayed(s, progress, pool)
+        return
+    per_step = train.batch_size // train.samples_per_prompt
+    processes, mine = s.accelerator.num_processes, s.accelerator.process_index
+    for k in range(min(train.steps_per_round, train.steps - progress.step)):
+        yield [
+            t
+            for i, t in enumerate(fresh)
+            if (mine + (i // train.samples_per_prompt) * processes) // per_step == k
+        ]
+
+
+def _replayed(s: Setup, progress: Progress, pool: Sequence[Trajectory]) -> list[Trajectory]:
+    """A batch drawn without replacement from all rounds so far, the same whatever the number of processes."""
+    samples, processes = s.recipe.train.samples_per_prompt, s.accelerator.num_processes
+    prompts = progress.prompts + _prompts_per_round(s.recipe)
+    draw = generator(s.recipe.seed, "replay", progress.step)
+    chosen = draw.choice(prompts * samples, size=s.recipe.train.batch_size, replace=False)
+    batch = []
+    for prompt, sample in (divmod(int(c), samples) for c in sorted(chosen)):
+        round_number, place = divmod(prompt, _prompts_per_round(s.recipe))
+        if place % processes == s.accelerator.process_index:
+            mine_per_round = len(range(s.accelerator.process_index, _prompts_per_round(s.recipe), processes))
+            batch.append(pool[(round_number * mine_per_round + place // processes) * samples + sample])
+    return batch
+
+
+# --- evaluation, stopping, logs, checkpoints -----------------------------------------------------------------------------
+
+
+def _evaluate(s: Setup, progress: Progress, clock: Clock) -> Evaluation:
+    with clock.phase("evaluate"):
+        evaluation = s.evaluate()
+    s.journal.write("metrics", {"kind": "eval", "stage": s.stage, **_counters(progress), **evaluation.to_json()})
+    for shown in evaluation.rollouts:
+        s.journal.write("trajectories", {"step": progress.step, **shown})
+    best = s.recipe.evaluate.best_metric
+    if best is not None and best in evaluation.metrics:
+        value = evaluation.metrics[best].value
+        if progress.best_value is None or improves(best, value, progress.best_value, 0.0):
+            progress.best_value, progress.best_step = value, progress.step
+            _save(s, s.folder / "best", clock)
+    s.report(progress, evaluation)
+    return evaluation
+
+
+def _counters(progress: Progress) -> dict[str, Any]:
+    return {
+        "step": progress.step,
+        "round": progress.round,
+        "trajectories": progress.trajectories,
+        "expert_queries": progress.expert_queries,
+        "response_tokens": progress.response_tokens,
+        "cpu_seconds": round(progress.cpu_seconds, 4),
+        "wall_seconds": round(progress.wall_seconds, 4),
+        "seconds": {name: round(value, 4) for name, value in progress.seconds.items()},
+    }
+
+
+def _log_step(s: Setup, progress: Progress, result: StepResult, fresh: Sequence[Trajectory]) -> None:
+    record = {
+        "kind": "train",
+        "stage": s.stage,
+        **_counters(progress),
+        "loss_nats": result.loss_nats,
+        "grad_norm": result.grad_norm,
+        "learning_rate": result.learning_rate,
+        "trained_tokens": result.trained_tokens,
+        "padding_rate": result.padding_rate,
+        "response_length_mean": sum(len(t.response_ids) for t in fresh) / max(len(fresh), 1),
+        "finished_rate": sum(t.finish != "length" for t in fresh) / max(len(fresh), 1),
+    }
+    s.journal.write("metrics", record)
+    flat = {k: v for k, v in record.items() if isinstance(v, int | float)}
+    s.accelerator.log(flat, step=progress.step)
+
+
+def _save(s: Setup, target: Path, clock: Clock) -> None:
+    with clock.phase("checkpoint"):
+        if s.accelerator.is_main_process:
+            save_model(s.model, s.tokenizer, target)
+        s.accelerator.wait_for_everyone()
+
+
+def _checkpoint(s: Setup, progress: Progress, pool: Sequence[Trajectory], clock: Clock) -> None:
+    with clock.phase("checkpoint"):
+        progress.log_bytes = s.journal.sizes()
+        folder = s.folder / "checkpoints"
+        save_checkpoint(s.accelerator, s.model, s.tokenizer, progress, pool, folder, s.recipe.checkpoint.keep)

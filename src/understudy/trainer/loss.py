@@ -1,0 +1,124 @@
+"""What the expert says at the gated positions of a batch, and the loss there.
+
+B sequences, T positions, N gated positions in row-major order, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from understudy.experts.expert import Expert
+from understudy.methods import Method, Objective
+from understudy.models import head_of, hidden_states
+from understudy.objectives.chunked import loss_from_hidden
+from understudy.objectives.estimators import inverse_cdf
+from understudy.objectives.gates import require_student_only, response_gate, student_gate
+from understudy.objectives.laws import Law
+from understudy.objectives.rows import RowLoss
+from understudy.objectives.weights import uniform_weight
+from understudy.randomness import uniforms
+from understudy.records import TrainBatch
+
+_GATES = {"response": response_gate, "student": student_gate}
+_TILE_ROWS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """What a loss may know at the gated positions; see `objectives.rows.Rows`."""
+
+    gate_BT: Tensor
+    law: Law | None
+    token_N: Tensor | None
+    uniform_N: Tensor | None
+
+
+def gate_of(method: Method, batch: TrainBatch) -> Tensor:
+    """The positions of a batch that count, [B, T] bool."""
+    return _GATES[method.gate](batch.is_response_BT, batch.is_student_BT)
+
+
+def label(batch: TrainBatch, gate_BT: Tensor, objective: Objective, expert: Expert | None, seed: int) -> Labels:
+    """Ask the expert for what the objective needs at the gated positions.
+
+    A token drawn from the expert comes from its trajectory's own stream: asking again gives the same label.
+    """
+    if objective.needs_student_tokens:
+        require_student_only(gate_BT, batch.is_student_BT)
+    law = None
+    if objective.law or objective.token == "expert":
+        assert expert is not None, "checked when the recipe was loaded"
+        law = expert.law(batch, gate_BT)
+    token_N, uniform_N = None, None
+    if objective.uniform or objective.token == "expert":
+        uniform_N = _uniform(batch, gate_BT, seed)
+    if objective.token == "response":
+        token_N = batch.token_BT[gate_BT]
+    elif objective.token == "expert":
+        assert law is not None and uniform_N is not None
+        token_N, law, uniform_N = draw_labels(law, uniform_N), None, None
+    return Labels(gate_BT=gate_BT, law=law, token_N=token_N, uniform_N=uniform_N)
+
+
+def draw_labels(law: Law, uniform_N: Tensor) -> Tensor:
+    """One token a row from the law, a tile of rows at a time."""
+    tiles = range(0, law.num_rows, _TILE_ROWS)
+    drawn = [inverse_cdf(law.logp(i, min(i + _TILE_ROWS, law.num_rows)), uniform_N[i : i + _TILE_ROWS]) for i in tiles]
+    return torch.cat(drawn) if drawn else torch.empty(0, dtype=torch.long, device=uniform_N.device)
+
+
+def _uniform(batch: TrainBatch, gate_BT: Tensor, seed: int) -> Tensor:
+    names = [(seed, "label", t.round, t.prompt.id, t.sample_index) for t in batch.trajectories]
+    longest = max(len(t.response_ids) for t in batch.trajectories)
+    drawn = torch.from_numpy(uniforms(names, longest))
+    uniform_BT = torch.zeros(gate_BT.shape, dtype=torch.float64)
+    for b, t in enumerate(batch.trajectories):
+        start, length = len(t.prompt.token_ids), len(t.response_ids)
+        uniform_BT[b, start : start + length] = drawn[b, :length]
+    return uniform_BT.to(gate_BT.device)[gate_BT]
+
+
+class StudentLoss(nn.Module):
+    """The student and its loss in one forward pass.
+
+    In one module because data-parallel wrappers only see what happens inside a `forward`: the head's weight is used by
+    the chunked loss, not by the model's own forward.
+    """
+
+    def __init__(self, model: nn.Module, vocab_size: int) -> None:
+        super().__init__()
+        self.model = model
+        self.vocab_size = vocab_size
+
+    def forward(self, token_BT: Tensor, labels: Labels, row_loss: RowLoss, weight_N: Tensor) -> tuple[Tensor, Tensor]:
+        """(sum of weight * value, value_N); the law of token t stands at position t - 1."""
+        hidden_ND = hidden_states(self.model, token_BT)[:, :-1][labels.gate_BT[:, 1:]]
+        return loss_from_hidden(
+            row_loss,
+            hidden_ND,
+            head_of(self.model, self.vocab_size),
+            weight_N=weight_N,
+            law=labels.law,
+            token_N=labels.token_N,
+            uniform_N=labels.uniform_N,
+        )
+
+
+@torch.no_grad()
+def position_values(
+    model: nn.Module, vocab_size: int, batch: TrainBatch, labels: Labels, row_losses: Mapping[str, RowLoss]
+) -> dict[str, Tensor]:
+    """Several row losses at the same gated positions from one forward pass, without gradients: name -> value_N."""
+    hidden_ND = hidden_states(model, batch.token_BT)[:, :-1][labels.gate_BT[:, 1:]]
+    head = head_of(model, vocab_size)
+    weight_N = uniform_weight(torch.ones(len(hidden_ND), dtype=torch.bool, device=hidden_ND.device))
+    return {
+        name: loss_from_hidden(
+            row_loss, hidden_ND, head, weight_N=weight_N, law=labels.law, token_N=labels.token_N
+        )[1]
+        for name, row_loss in row_losses.items()
+    }

@@ -1,0 +1,137 @@
+"""One optimiser step: label, loss, gradient, AdamW. One denominator over micro-batches and processes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from understudy.errors import TrainingError
+from understudy.objectives.weights import uniform_weight
+from understudy.records import TrainBatch, Trajectory
+from understudy.trainer.checkpoint import Progress
+from understudy.trainer.collate import collate, micro_batches
+from understudy.trainer.loss import gate_of, label
+from understudy.trainer.schedule import learning_rate_at
+from understudy.trainer.setup import Clock, Setup
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one optimiser step did, over all processes."""
+
+    loss_nats: float
+    grad_norm: float
+    learning_rate: float
+    trained_tokens: int
+    padding_rate: float
+
+
+def optimizer_step(
+    s: Setup, trajectories: Sequence[Trajectory], progress: Progress, clock: Clock
+) -> StepResult:
+    """One step of AdamW on the mean loss per trained token of the whole step, over all micro-batches and processes.
+
+    Raises:
+        TrainingError: a loss or gradient norm that is not finite; nothing has been changed by then.
+    """
+    accelerator, recipe = s.accelerator, s.recipe
+    s.student.train()
+    batches = _batches(s, trajectories)
+    gates = [gate & (len(trajectories) > 0) for gate in (gate_of(s.method, b) for b in batches)]
+    sums = torch.tensor(
+        [sum(int(g.sum()) for g in gates), len(trajectories), sum(len(t.response_ids) for t in trajectories)],
+        device=accelerator.device,
+    )
+    num_tokens, num_trajectories, num_response = accelerator.reduce(sums, reduction="sum").tolist()  # pyright: ignore
+    total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+    for i, (batch, gate_BT) in enumerate(zip(batches, gates, strict=True)):
+        with clock.phase("label"):
+            labels = label(batch, gate_BT, s.objective, s.expert, recipe.seed)
+        # Gradients are averaged over processes once, at the last micro-batch.
+        joined = contextlib.nullcontext() if i + 1 == len(batches) else accelerator.no_sync(s.student)
+        with clock.phase("train"), joined:
+            weight_N = uniform_weight(gate_BT[gate_BT])
+            loss, value_N = s.student(batch.token_BT, labels, s.row_loss, weight_N)
+            _require_finite(value_N, gate_BT, batch, progress)
+            accelerator.backward(loss * (accelerator.num_processes / max(num_tokens, 1)))
+            total += value_N.double().sum()
+    with clock.phase("train"):
+        rate = learning_rate_at(progress.step, recipe.train.steps, recipe.optimizer)
+        norm = _apply(s, rate, progress, trajectories, has_gradient=num_tokens > 0)
+    progress.trajectories += num_trajectories
+    progress.response_tokens += num_response
+    if _asks_expert(s):
+        progress.expert_queries += num_tokens
+    loss_nats = accelerator.reduce(total, reduction="sum").item() / max(num_tokens, 1)  # pyright: ignore
+    cells = sum(b.token_BT.numel() for b in batches)
+    filled = sum(len(t.prompt.token_ids) + len(t.response_ids) for b in batches for t in b.trajectories)
+    return StepResult(
+        loss_nats=loss_nats,
+        grad_norm=norm,
+        learning_rate=rate,
+        trained_tokens=num_tokens,
+        padding_rate=1 - filled / cells,
+    )
+
+
+def _batches(s: Setup, trajectories: Sequence[Trajectory]) -> list[TrainBatch]:
+    # A process that has nothing to train on must still take part in the exchange of gradients: one token, gate shut.
+    pieces = list(micro_batches(trajectories, s.recipe.train.micro_batch_size)) if trajectories else []
+    pieces = pieces or [[_placeholder(s)]]
+    return [collate(piece, s.accelerator.device) for piece in pieces]
+
+
+def _placeholder(s: Setup) -> Trajectory:
+    prompt = s.sources.task.prompts("train", 0, 1)[0]
+    return Trajectory(
+        prompt=prompt,
+        sample_index=0,
+        response_ids=(0,),
+        is_student=(True,),
+        logp=(0.0,),
+        temperature=1.0,
+        finish="length",
+        round=0,
+        student_version=0,
+    )
+
+
+def _asks_expert(s: Setup) -> bool:
+    """Every trained position costs a query where the expert labels it, or wrote it for data that was asked for."""
+    if s.objective.law or s.objective.token == "expert":
+        return True
+    return s.method.prefixes.is_fixed_data and s.recipe.data.offline == "expert"
+
+
+def _require_finite(value_N: Tensor, gate_BT: Tensor, batch: TrainBatch, progress: Progress) -> None:
+    bad_N = ~torch.isfinite(value_N)
+    if bad_N.any():
+        row_N = gate_BT.nonzero()[:, 0]
+        ids = sorted({batch.trajectories[r].id for r in row_N[bad_N].tolist()})
+        raise TrainingError(
+            f"the loss of step {progress.step} is not finite at {int(bad_N.sum())} positions of trajectories "
+            f"{', '.join(ids[:5])}{' ...' if len(ids) > 5 else ''}. No step was taken. Lower optimizer.learning_rate, or "
+            "look at these prompts."
+        )
+
+
+def _apply(s: Setup, rate: float, progress: Progress, trajectories: Sequence[Trajectory], *, has_gradient: bool) -> float:
+    norm = s.accelerator.clip_grad_norm_(s.student.parameters(), s.recipe.optimizer.clip_norm)
+    norm = float(norm) if norm is not None else 0.0
+    # With fp16 a scaled gradient may overflow; the scaler then skips the step by itself.
+    if not (norm < float("inf")) and s.recipe.train.mixed_precision != "fp16":
+        ids = ", ".join(t.id for t in trajectories[:5])
+        raise TrainingError(
+            f"the gradient norm of step {progress.step} is {norm} (trajectories {ids} ...). No step was taken. "
+            "Lower optimizer.learning_rate."
+        )
+    for group in s.optimizer.param_groups:
+        group["lr"] = rate
+    if has_gradient:
+        s.optimizer.step()
+    s.optimizer.zero_grad(set_to_none=True)
+    return norm

@@ -1,0 +1,18 @@
+"""Fixtures of fabricated folders; see `fabricated.py`."""
+
+from pathlib import Path
+
+import pytest
+from fabricated import EVERY, write_compare, write_run
+
+
+@pytest.fixture(scope="session")
+def compare_folder(tmp_path_factory) -> Path:
+    """Three methods x three seeds; nail-r failed at seed 2. Read only."""
+    folder = tmp_path_factory.mktemp("fabricated") / "compare"
+    return write_compare(folder, ["opd-f", "nail-f", "nail-r"], [0, 1, 2], failed={("nail-r", 2)})
+
+
+@pytest.fixture
+def run_folder(tmp_path) -> Path:
+    return write_run(tmp_path / "run", "nail-f", 0, range(EVERY, 151, EVERY), "main")

@@ -1,0 +1,142 @@
+"""Figures show the numbers they were given, and no text covers another."""
+
+import itertools
+
+import numpy as np
+import pytest
+from fabricated import SHAPES, write_compare
+from matplotlib.collections import QuadMesh
+from matplotlib.text import Text
+
+from understudy.errors import DataError
+from understudy.reports.figures import (
+    learning_curves,
+    moving_front,
+    position_figure,
+    story_figure,
+    time_figure,
+)
+from understudy.reports.series import groups_of, position_table
+from understudy.reports.tables import compare_rows, load_compare, load_run
+
+
+def assert_texts_are_apart(figure):
+    """No two texts of a figure overlap and none leaves it (tick labels are matplotlib's own care)."""
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    ticks = {id(t) for axes in figure.axes for t in (*axes.get_xticklabels(), *axes.get_yticklabels())}
+    boxes = []
+    for text in figure.findobj(Text):
+        is_shown = text.get_visible() and text.get_text().strip() and id(text) not in ticks
+        if is_shown and (
+            text.axes is None or text.axes.axison or text in text.axes.texts or text is text.axes.title
+        ):
+            boxes.append((text.get_text(), Text.get_window_extent(text, renderer)))
+    assert len(boxes) >= 3
+    for words, box in boxes:
+        assert -1 <= box.x0 <= box.x1 <= figure.bbox.width + 1, words
+        assert -1 <= box.y0 <= box.y1 <= figure.bbox.height + 1, words
+    for (words, box), (other, second) in itertools.combinations(boxes, 2):
+        width = min(box.x1, second.x1) - max(box.x0, second.x0)
+        height = min(box.y1, second.y1) - max(box.y0, second.y0)
+        assert width <= 1 or height <= 1.5, f"{words!r} overlaps {other!r}"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """All eight methods of the demo, one seed: the most crowded figures."""
+    return load_compare(write_compare(tmp_path_factory.mktemp("demo") / "all", list(SHAPES), [0]))
+
+
+@pytest.fixture(scope="module")
+def compare(compare_folder):
+    return load_compare(compare_folder)
+
+
+def test_learning_curve_ends_at_the_mean_of_the_table(compare):
+    figure = learning_curves(compare, "expert_kl_nats", "expert_queries")
+    axes = figure.axes[0]
+    thick = {line.get_label().split()[0]: line for line in axes.lines if line.get_linewidth() == 2.0}
+    assert list(thick) == ["opd-f", "nail-f", "nail-r"]
+    for row in compare_rows(compare):
+        x, y = thick[row["method"]].get_data()
+        assert x[-1] == row["budget"]["expert_queries"]
+        assert y[-1] == pytest.approx(row["metrics"]["expert_kl_nats"]["mean"], abs=1e-12)
+        assert thick[row["method"]].get_label() == f"{row['method']}  {y[-1]:.3f}"
+    thin = [line for line in axes.lines if line.get_linewidth() == 0.7]
+    assert len(thin) == 3 + 3 + 2
+    assert len(axes.collections) == 2  # a band needs three seeds: nail-r has two
+    assert axes.get_title(loc="left") == "KL(expert || student) by expert queries"
+
+
+@pytest.mark.parametrize("axis", ["trajectories", "expert_queries", "steps", "cpu_seconds"])
+def test_crowded_learning_curves_keep_their_labels_apart(demo, axis):
+    assert_texts_are_apart(learning_curves(demo, "accuracy_greedy", axis))
+
+
+def test_story_tells_the_final_accuracies(demo):
+    figure = story_figure(demo)
+    assert_texts_are_apart(figure)
+    words = [text.get_text() for text in figure.axes[0].texts]
+    rows = {row["method"]: row["metrics"] for row in compare_rows(demo)}
+    for method in ("opd-f", "nail-f", "opd-known", "nail-known"):
+        start = words.index(method)
+        values = [words[start + 1], words[start + 4]]
+        assert values == [
+            f"{rows[method][name]['mean']:.2f}" for name in ("accuracy_greedy", "accuracy_sampled")
+        ]
+    assert words.count("one seed") == 8
+
+
+def test_story_says_what_was_not_run(compare):
+    words = [text.get_text() for text in story_figure(compare).axes[0].texts]
+    assert words.count("not run") == 4  # opd-known and nail-known, two halves each
+
+
+def test_moving_front_shows_the_mean_by_position(compare):
+    figure = moving_front(compare)
+    meshes = [mesh for axes in figure.axes for mesh in axes.collections if isinstance(mesh, QuadMesh)][:3]
+    for mesh, group in zip(meshes, groups_of(compare), strict=True):
+        table = position_table(group, "teacher_forced_accuracy")
+        assert list(table) == list(range(25, 351, 25))  # the warm start's evaluations come first
+        shown = np.asarray(mesh.get_array()).reshape(21, len(table))
+        np.testing.assert_allclose(shown, np.stack(list(table.values()), axis=1), atol=1e-12)
+    assert_texts_are_apart(figure)
+
+
+def test_position_figure_draws_first_and_last_evaluation(compare):
+    figure = position_figure(compare, "expert_kl_nats")
+    table = position_table(groups_of(compare)[0], "expert_kl_nats")
+    lines = figure.axes[0].lines
+    assert len(lines) == 5
+    np.testing.assert_allclose(lines[0].get_ydata(), table[25])
+    np.testing.assert_allclose(lines[-1].get_ydata(), table[350])
+    assert lines[0].get_xdata().tolist() == list(range(1, 22))
+    assert_texts_are_apart(figure)
+
+
+def test_time_bars_add_up(compare):
+    figure = time_figure(compare)
+    axes = figure.axes[0]
+    widths = [[bar.get_width() for bar in container] for container in axes.containers]
+    cpu_seconds = [row["budget"]["cpu_seconds"] for row in compare_rows(compare)]
+    assert [sum(column) for column in zip(*widths, strict=True)] == pytest.approx(cpu_seconds, rel=1e-9)
+    assert widths[0] == pytest.approx([0.35 * seconds for seconds in cpu_seconds], rel=1e-9)
+    assert_texts_are_apart(figure)
+
+
+def test_single_run_and_crowd(run_folder, demo):
+    run = load_run(run_folder)
+    assert_texts_are_apart(learning_curves(run, "accuracy_greedy"))
+    assert_texts_are_apart(position_figure(run, "expert_kl_nats"))
+    runs = [cell.run for cell in demo.cells]
+    assert len(learning_curves(runs, "accuracy_greedy").axes[0].get_lines()) >= len(runs)
+
+
+def test_what_no_run_has_is_an_error(compare, run_folder):
+    with pytest.raises(DataError, match=r"'reverse_expert_kl_nats'.*no run here has any"):
+        learning_curves(compare, "reverse_expert_kl_nats")
+    with pytest.raises(DataError, match=r"an axis out of trajectories, .*got 'tokens'"):
+        learning_curves(compare, "accuracy_greedy", "tokens")
+    with pytest.raises(DataError, match=r"by_position 'validation_loss_nats'"):
+        position_figure(load_run(run_folder), "validation_loss_nats")
