@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -76,6 +76,7 @@ def train(
     overwrite: bool = False,
     warm_start: str | Path | None = None,
     console: Console | None = None,
+    stage: Literal["main", "warm_start"] = "main",
 ) -> RunResult:
     """Run a recipe from its warm start to its final checkpoint.
 
@@ -87,6 +88,7 @@ def train(
         overwrite: delete what is in `out` first.
         warm_start: folder of a finished warm-start run to begin from, instead of running the recipe's own.
         console: where progress is shown; None: standard error.
+        stage: what the records call this run; a comparison runs its shared warm starts as `warm_start`.
     Raises:
         ConfigError, DataError, ModelError, TrainingError: one sentence each.
     """
@@ -94,7 +96,7 @@ def train(
     given = None if warm_start is None else Path(warm_start)
     console = console or Console(stderr=True)
     return _run(
-        recipe, Path(out), own, resume=resume, overwrite=overwrite, warm=given, console=console, stage="main"
+        recipe, Path(out), own, resume=resume, overwrite=overwrite, warm=given, console=console, stage=stage
     )
 
 
@@ -217,7 +219,8 @@ def _inherited_progress(warm: Path | None) -> Progress:
     spent = json.loads((warm / "result.json").read_text())["progress"]
     known = {f.name for f in fields(Progress)}
     kept = ("prompts", "trajectories", "expert_queries", "response_tokens", "cpu_seconds", "wall_seconds", "seconds")
-    return Progress(**{k: v for k, v in spent.items() if k in known and k in kept})
+    steps = spent["steps_before"] + spent["step"]
+    return Progress(steps_before=steps, **{k: v for k, v in spent.items() if k in known and k in kept})
 
 
 def assemble(
@@ -366,12 +369,12 @@ def headline(evaluation: Evaluation) -> str:
 def _finish(folder: Path, setup: Setup, progress: Progress, reason: str, evaluation: Evaluation | None) -> None:
     metrics = {} if evaluation is None else evaluation.to_json()["metrics"]
     setup.journal.write(
-        "metrics", {"kind": "end", "reason": reason, "step": progress.step, "best_step": progress.best_step}
+        "metrics", {"kind": "end", "reason": reason, "step": progress.total_steps, "best_step": progress.best_step}
     )
     budget = {
         "trajectories": progress.trajectories,
         "expert_queries": progress.expert_queries,
-        "optimizer_steps": progress.step,
+        "optimizer_steps": progress.total_steps,
         "cpu_seconds": progress.cpu_seconds,
     }
     write_json(

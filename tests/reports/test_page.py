@@ -105,6 +105,11 @@ def test_hostile_text_is_escaped_everywhere(tmp_path):
     }
     marked = {**sample, "is_student": [True] * len(HOSTILE.split())}
     folder = write_run(tmp_path / "run", "nail-f", 0, range(25, 51, 25), "main", samples=[sample, marked])
+    metrics = {HOSTILE: {"value": 0.5, "low": None, "high": None, "n": 1}}
+    record = {"kind": "eval", "step": 1, "metrics": metrics, "seconds": {"train": 1.0}}
+    (folder / "metrics.jsonl").write_text(
+        json.dumps(record) + "\n" + json.dumps({"kind": "end", "reason": HOSTILE})
+    )
     (folder / "recipe.json").write_text(json.dumps({"name": HOSTILE, "method": {"name": HOSTILE}, "seed": 0}))
     (folder / "versions.json").write_text(json.dumps({"command": ["understudy", HOSTILE], HOSTILE: HOSTILE}))
     html = write_report(folder).read_text()
@@ -155,6 +160,6 @@ def test_a_folder_of_neither_kind_is_named(tmp_path):
 
 
 def test_reports_import_neither_torch_nor_pyplot():
-    code = "import sys, understudy.reports.page\nprint([m for m in ('torch', 'matplotlib.pyplot') if m in sys.modules])"
+    code = "import sys, understudy.reports.page\nprint({'torch', 'matplotlib.pyplot'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.strip() == "set()"

@@ -1,4 +1,4 @@
-"""The user's own rows: both kinds of prompt, every malformed input named by file and line, the hub's reader."""
+"""The user's own rows: both kinds of prompt, malformed input named by file and line, the hub's reader."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_files_that_are_not_there_or_empty(tmp_path):
         DataError, match=r"no such file or folder: .*\(the folder .*nowhere does not exist either\)"
     ):
         JsonlTask(encoder=ENCODER, train=tmp_path / "nowhere" / "train.jsonl")
-    with pytest.raises(DataError, match="cannot read .*Is a directory"):
+    with pytest.raises(DataError, match=r"cannot read .*Is a directory"):
         JsonlTask(encoder=ENCODER, train=tmp_path)
     for nothing in (b"", b"\n \n"):
         (tmp_path / "empty.jsonl").write_bytes(nothing)

@@ -29,6 +29,9 @@ class Progress:
     """Where a run is: all that must survive a kill besides weights, optimiser and random states."""
 
     step: int = 0
+    """Optimiser steps of this stage."""
+    steps_before: int = 0
+    """Optimiser steps of the warm start; records and folder names count them in."""
     round: int = 0
     prompts: int = 0
     """Training prompts used so far; the next round starts there."""
@@ -46,6 +49,10 @@ class Progress:
     stale_evaluations: int = 0
     log_bytes: dict[str, int] = field(default_factory=dict)
     """Length of each log when the checkpoint was written: what came later is cut off on resume."""
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_before + self.step
 
 
 def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, target: Path) -> None:
@@ -89,7 +96,7 @@ def save_checkpoint(
     Raises:
         TrainingError: it could not be written; the checkpoints before it are untouched.
     """
-    target = folder / f"step-{progress.step:06d}"
+    target = folder / f"step-{progress.total_steps:06d}"
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_path(target) as part:

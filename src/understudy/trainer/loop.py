@@ -113,12 +113,12 @@ def _evaluate(s: Setup, progress: Progress, clock: Clock) -> Evaluation:
         evaluation = s.evaluate()
     s.journal.write("metrics", {"kind": "eval", "stage": s.stage, **_counters(progress), **evaluation.to_json()})
     for shown in evaluation.rollouts:
-        s.journal.write("trajectories", {"step": progress.step, **shown})
+        s.journal.write("trajectories", {"step": progress.total_steps, **shown})
     best = s.recipe.evaluate.best_metric
     if best is not None and best in evaluation.metrics:
         value = evaluation.metrics[best].value
         if progress.best_value is None or improves(best, value, progress.best_value, 0.0):
-            progress.best_value, progress.best_step = value, progress.step
+            progress.best_value, progress.best_step = value, progress.total_steps
             _save(s, s.folder / "best", clock)
     s.report(progress, evaluation)
     return evaluation
@@ -126,7 +126,8 @@ def _evaluate(s: Setup, progress: Progress, clock: Clock) -> Evaluation:
 
 def _counters(progress: Progress) -> dict[str, Any]:
     return {
-        "step": progress.step,
+        "step": progress.total_steps,
+        "stage_step": progress.step,
         "round": progress.round,
         "trajectories": progress.trajectories,
         "expert_queries": progress.expert_queries,
@@ -152,7 +153,7 @@ def _log_step(s: Setup, progress: Progress, result: StepResult, fresh: Sequence[
     }
     s.journal.write("metrics", record)
     flat = {k: v for k, v in record.items() if isinstance(v, int | float)}
-    s.accelerator.log(flat, step=progress.step)
+    s.accelerator.log(flat, step=progress.total_steps)
 
 
 def _save(s: Setup, target: Path, clock: Clock) -> None:

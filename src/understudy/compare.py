@@ -1,0 +1,295 @@
+"""Methods x seeds under one budget: the same data, the same evaluator, one shared warm start a seed, workers side by side."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import io
+import json
+import multiprocessing
+import queue
+import threading
+import time
+import traceback
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from understudy.config import Recipe, cell_recipe, recipe_from_table, warm_start_recipe
+from understudy.errors import ConfigError, UnderstudyError
+from understudy.files import remove, write_json
+from understudy.progress import bars
+from understudy.reports.folders import load_compare
+from understudy.reports.tables import compare_rows
+from understudy.run import OwnParts, finished_run, refuse_changed, train
+
+
+@dataclass
+class _Job:
+    """One run of the comparison: a shared warm start, or a cell."""
+
+    label: str
+    seed: int
+    recipe: Recipe
+    folder: Path
+    needs: _Job | None = None
+    status: str = "pending"
+    error: str | None = None
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}, seed {self.seed}"
+
+
+def compare(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    workers: int | None = None,
+    own: OwnParts | None = None,
+    console: Console | None = None,
+) -> list[dict[str, Any]]:
+    """Run every method of `recipe.compare` with every seed and say how they did.
+
+    Args:
+        out: the folder of the comparison: `compare.json`, `warm_start/`, `cells/<label>-seed<k>/`, `data/`.
+        resume: keep the cells that are done, go on with the others.
+        workers: runs side by side; None: the recipe's. One process each, one thread each (train.threads).
+        own: objects of your own in place of the recipe's; then the cells run one after another in this process.
+    Returns:
+        one row a method: its name, the budget it spent, and for each metric mean, low, high and n over seeds. A cell
+        that failed is counted in its method's row and described in `compare.json`; it does not stop the others.
+    Raises:
+        ConfigError: the recipe has no [compare] table, or the folder holds another comparison.
+    """
+    if recipe.compare is None:
+        raise ConfigError(f"recipe {recipe.name} has no [compare] table, which lists the methods and seeds.")
+    folder = Path(out)
+    console = console or Console(stderr=True)
+    _prepare(folder, recipe, resume=resume, overwrite=overwrite)
+    jobs = _jobs(recipe, folder)
+    board = _Board(folder, recipe, jobs)
+    count = workers or recipe.compare.workers
+    _run_jobs(jobs, board, folder, own, 1 if own else count, console)
+    return compare_rows(load_compare(folder))
+
+
+def _prepare(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    described = folder / "recipe.json"
+    if overwrite and folder.exists():
+        if not described.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} does not hold a comparison (it has no recipe.json); not deleting it. Choose another --out.")
+        remove(folder)
+    if described.exists() and not resume:
+        raise ConfigError(f"{folder} already holds a comparison. Use --resume to go on, --overwrite to start anew, or another --out.")
+    if described.exists():
+        refuse_changed(json.loads(described.read_text()), recipe.to_table(), folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot create the folder {folder}: {error}.") from None
+    write_json(described, recipe.to_table())
+
+
+def _jobs(recipe: Recipe, folder: Path) -> list[_Job]:
+    """Warm starts first, then the cells, seed by seed: by the time a cell's turn comes its warm start is done or near."""
+    assert recipe.compare is not None
+    data = replace(recipe.data, folder=recipe.data.folder or str(folder / "data"))
+    recipe = replace(recipe, data=data)
+    first_jobs: dict[int, _Job] = {}
+    cells: list[_Job] = []
+    for seed in recipe.compare.seeds:
+        first = warm_start_recipe(replace(recipe, seed=seed))
+        if first is not None:
+            first_jobs[seed] = _Job("warm start", seed, first, folder / "warm_start" / f"seed{seed}")
+        for label in recipe.compare.methods:
+            place = folder / "cells" / f"{label}-seed{seed}"
+            cells.append(_Job(label, seed, cell_recipe(recipe, label, seed), place, needs=first_jobs.get(seed)))
+    return [*first_jobs.values(), *cells]
+
+
+class _Board:
+    """`compare.json`: what has been done, rewritten atomically whenever a cell changes its status."""
+
+    def __init__(self, folder: Path, recipe: Recipe, jobs: list[_Job]) -> None:
+        self.folder, self.recipe, self.jobs = folder, recipe, jobs
+        self.lock = threading.Lock()
+
+    def write(self) -> None:
+        assert self.recipe.compare is not None
+        cells = [
+            {
+                "label": job.label,
+                "method": job.recipe.method.name,
+                "seed": job.seed,
+                "folder": str(job.folder.relative_to(self.folder)),
+                "warm_start": str(job.needs.folder.relative_to(self.folder)) if job.needs else None,
+                "status": job.status,
+                "error": job.error,
+            }
+            for job in self.jobs
+            if job.label != "warm start"
+        ]
+        head = {
+            "recipe": self.recipe.name,
+            "methods": list(self.recipe.compare.methods),
+            "seeds": list(self.recipe.compare.seeds),
+        }
+        with self.lock:
+            write_json(self.folder / "compare.json", {**head, "cells": cells})
+
+
+def _run_jobs(
+    jobs: list[_Job], board: _Board, folder: Path, own: OwnParts | None, workers: int, console: Console
+) -> None:
+    for job in jobs:
+        if finished_run(job.folder) is not None:
+            job.status = "done"
+            job.ended.set()
+    board.write()
+    waiting: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+    for job in jobs:
+        if job.status != "done":
+            waiting.put(job)
+    stop = threading.Event()
+    threads = [
+        threading.Thread(target=_work, args=(waiting, board, own, stop), daemon=True, name=f"worker {i}")
+        for i in range(min(workers, max(1, waiting.qsize())))
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        _watch(jobs, threads, console)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def _work(waiting: queue.SimpleQueue[_Job], board: _Board, own: OwnParts | None, stop: threading.Event) -> None:
+    """One worker: a process of its own that takes job after job. If the process dies, only its job is lost."""
+    pool: concurrent.futures.ProcessPoolExecutor | None = None
+    while not stop.is_set():
+        try:
+            job = waiting.get_nowait()
+        except queue.Empty:
+            break
+        if job.needs is not None:
+            while not job.needs.ended.wait(0.2):
+                if stop.is_set():
+                    return
+            if job.needs.status == "failed":
+                _end(job, board, "failed", f"its warm start failed: {job.needs.error}")
+                continue
+        job.status = "running"
+        if own is not None:
+            outcome = _run_one(job.recipe.to_table(), job.folder, _final(job), own)
+        else:
+            pool = pool or concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+            try:
+                running = pool.submit(_run_one, job.recipe.to_table(), job.folder, _final(job), None)
+                outcome = running.result()
+            except BrokenProcessPool:
+                pool, outcome = None, "its process died (out of memory, or killed)"
+        _end(job, board, "done" if outcome is None else "failed", outcome)
+    if pool is not None:
+        pool.shutdown()
+
+
+def _final(job: _Job) -> Path | None:
+    return job.needs.folder if job.needs is not None else None
+
+
+def _end(job: _Job, board: _Board, status: str, error: str | None) -> None:
+    job.status, job.error = status, error
+    job.ended.set()
+    board.write()
+
+
+def _run_one(table: dict[str, Any], folder: Path, warm_start: Path | None, own: OwnParts | None) -> str | None:
+    """Runs in a worker process; returns what went wrong, as text that survives the way back."""
+    recipe = recipe_from_table(table)
+    stage = "warm_start" if folder.parent.name == "warm_start" else "main"
+    quiet = Console(file=io.StringIO())
+    try:
+        parts = vars(own) if own is not None else {}
+        train(recipe, folder, resume=True, warm_start=warm_start, console=quiet, stage=stage, **parts)
+    except UnderstudyError as error:
+        return str(error)
+    except Exception:  # noqa: BLE001 - one broken cell must not lose the others; its whole trace is kept
+        return traceback.format_exc()
+    return None
+
+
+def _watch(jobs: list[_Job], threads: list[threading.Thread], console: Console) -> None:
+    """A bar for the whole comparison and one for each run in progress, read from the runs' own logs."""
+    total = sum(job.recipe.train.steps for job in jobs)
+    shown: dict[str, Any] = {}
+    said: set[str] = set()
+    with bars(console) as progress:
+        overall = progress.add_task("all runs", total=total, note="", unit="step")
+        while any(thread.is_alive() for thread in threads):
+            _draw(jobs, progress, overall, shown, said, console)
+            time.sleep(0.25)
+        _draw(jobs, progress, overall, shown, said, console)
+
+
+def _draw(jobs: list[_Job], progress: Any, overall: Any, shown: dict[str, Any], said: set[str], console: Console) -> None:
+    steps = 0
+    for job in jobs:
+        ended = job.status in ("done", "failed")
+        step, note = (job.recipe.train.steps, "") if ended else last_seen(job.folder)
+        steps += step
+        if job.status == "running":
+            if job.name not in shown:
+                shown[job.name] = progress.add_task(f"  {job.name}", total=job.recipe.train.steps, note="", unit="step")
+            progress.update(shown[job.name], completed=step, note=note)
+        elif ended and job.name in shown:
+            progress.remove_task(shown.pop(job.name))
+        if ended and job.name not in said:
+            said.add(job.name)
+            _say(job, console)
+    done = sum(job.status in ("done", "failed") for job in jobs)
+    progress.update(overall, completed=steps, note=f"{done} of {len(jobs)} runs")
+
+
+def _say(job: _Job, console: Console) -> None:
+    if job.status == "failed":
+        last = (job.error or "").strip().splitlines()
+        console.print(f"[red]{job.name} failed:[/] {last[-1] if last else ''}", highlight=False, soft_wrap=True)
+    else:
+        console.print(f"{job.name}: {_one_line(job.folder)}", highlight=False, soft_wrap=True)
+
+
+def _one_line(folder: Path) -> str:
+    result = finished_run(folder)
+    if result is None:
+        return ""
+    names = {"accuracy_greedy": "greedy", "accuracy_sampled": "T=1", "expert_kl_nats": "KL to expert"}
+    found = [f"{short} {result.metrics[n]['value']:.3f}" for n, short in names.items() if n in result.metrics]
+    return f"{'  '.join(found)}  ({result.budget['cpu_seconds']:.0f} cpu-s)"
+
+
+def last_seen(folder: Path) -> tuple[int, str]:
+    """Steps taken and the latest evaluation of a run that another process is writing; cheap: reads the log's end."""
+    file = folder / "metrics.jsonl"
+    if not file.exists():
+        return 0, ""
+    with file.open("rb") as handle:
+        handle.seek(max(0, file.stat().st_size - 65536))
+        lines = handle.read().decode(errors="replace").splitlines()
+    step, note = 0, ""
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the first line of the window, or one that is being written
+        step = record.get("stage_step", step)
+        value = record.get("metrics", {}).get("accuracy_greedy", {}).get("value")
+        note = note if value is None else f"greedy {value:.2f}"
+    return step, note
