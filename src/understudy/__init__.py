@@ -1,9 +1,9 @@
 """Understudy: imitation-learning post-training of language models - decide, train, prove.
 
-    import understudy
+import understudy
 
-    recipe = understudy.load_recipe("recipes/modular-addition", {"method.name": "nail-f"})
-    result = understudy.train(recipe, "runs/nail-f")
+recipe = understudy.load_recipe("recipes/modular-addition", {"method.name": "nail-f"})
+result = understudy.train(recipe, "runs/nail-f")
 """
 
 from __future__ import annotations

@@ -62,7 +62,9 @@ def build(
     task = task or build_task(recipe, tokenizer, eos_ids)
     vocab_size = task.vocab_size or (len(tokenizer) if tokenizer is not None else None)
     if vocab_size is None:
-        raise ConfigError(f"task {task.name} states no vocab_size and the student has no tokenizer; one of them must.")
+        raise ConfigError(
+            f"task {task.name} states no vocab_size and the student has no tokenizer; one of them must."
+        )
     student = build_student(recipe, vocab_size, task.eos_ids | eos_ids, checkpoint).to(device)
     _check_context(recipe, student, task)
     if expert is None and recipe.expert is not None:
@@ -72,7 +74,9 @@ def build(
     if expert is not None and noise is not None:
         expert = NoisyExpert(expert, noise)
     if expert is not None and expert.vocab_size != vocab_size:
-        raise ModelError(f"the expert's law is over {expert.vocab_size} tokens and the student's over {vocab_size}; they must agree.")
+        raise ModelError(
+            f"the expert's law is over {expert.vocab_size} tokens and the student's over {vocab_size}; they must agree."
+        )
     return Parts(
         task=task,
         tokenizer=tokenizer,
@@ -172,7 +176,11 @@ def _check_context(recipe: Recipe, student: nn.Module, task: Task) -> None:
 
 
 def build_expert(
-    recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, device: torch.device
+    recipe: Recipe,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase | None,
+    vocab_size: int,
+    device: torch.device,
 ) -> Expert:
     """The clean expert of a recipe.
 

@@ -23,7 +23,7 @@ from understudy.files import remove, write_json
 from understudy.progress import bars
 from understudy.reports.folders import load_compare
 from understudy.reports.tables import compare_rows
-from understudy.run import OwnParts, finished_run, refuse_changed, train
+from understudy.run import OwnParts, finished_run, make_expert, refuse_changed, train
 
 
 @dataclass
@@ -72,6 +72,7 @@ def compare(
     folder = Path(out)
     console = console or Console(stderr=True)
     _prepare(folder, recipe, resume=resume, overwrite=overwrite)
+    make_expert(recipe, console)
     jobs = _jobs(recipe, folder)
     board = _Board(folder, recipe, jobs)
     count = workers or recipe.compare.workers
@@ -83,10 +84,14 @@ def _prepare(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> 
     described = folder / "recipe.json"
     if overwrite and folder.exists():
         if not described.exists() and any(folder.iterdir()):
-            raise ConfigError(f"{folder} does not hold a comparison (it has no recipe.json); not deleting it. Choose another --out.")
+            raise ConfigError(
+                f"{folder} does not hold a comparison (it has no recipe.json); not deleting it. Choose another --out."
+            )
         remove(folder)
     if described.exists() and not resume:
-        raise ConfigError(f"{folder} already holds a comparison. Use --resume to go on, --overwrite to start anew, or another --out.")
+        raise ConfigError(
+            f"{folder} already holds a comparison. Use --resume to go on, --overwrite to start anew, or another --out."
+        )
     if described.exists():
         refuse_changed(json.loads(described.read_text()), recipe.to_table(), folder)
     try:
@@ -98,9 +103,9 @@ def _prepare(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> 
 
 def _jobs(recipe: Recipe, folder: Path) -> list[_Job]:
     """Warm starts first, then the cells, seed by seed: by the time a cell's turn comes its warm start is done or near."""
-    assert recipe.compare is not None
     data = replace(recipe.data, folder=recipe.data.folder or str(folder / "data"))
     recipe = replace(recipe, data=data)
+    assert recipe.compare is not None
     first_jobs: dict[int, _Job] = {}
     cells: list[_Job] = []
     for seed in recipe.compare.seeds:
@@ -109,7 +114,9 @@ def _jobs(recipe: Recipe, folder: Path) -> list[_Job]:
             first_jobs[seed] = _Job("warm start", seed, first, folder / "warm_start" / f"seed{seed}")
         for label in recipe.compare.methods:
             place = folder / "cells" / f"{label}-seed{seed}"
-            cells.append(_Job(label, seed, cell_recipe(recipe, label, seed), place, needs=first_jobs.get(seed)))
+            cells.append(
+                _Job(label, seed, cell_recipe(recipe, label, seed), place, needs=first_jobs.get(seed))
+            )
     return [*first_jobs.values(), *cells]
 
 
@@ -171,7 +178,9 @@ def _run_jobs(
             thread.join()
 
 
-def _work(waiting: queue.SimpleQueue[_Job], board: _Board, own: OwnParts | None, stop: threading.Event) -> None:
+def _work(
+    waiting: queue.SimpleQueue[_Job], board: _Board, own: OwnParts | None, stop: threading.Event
+) -> None:
     """One worker: a process of its own that takes job after job. If the process dies, only its job is lost."""
     pool: concurrent.futures.ProcessPoolExecutor | None = None
     while not stop.is_set():
@@ -211,7 +220,9 @@ def _end(job: _Job, board: _Board, status: str, error: str | None) -> None:
     board.write()
 
 
-def _run_one(table: dict[str, Any], folder: Path, warm_start: Path | None, own: OwnParts | None) -> str | None:
+def _run_one(
+    table: dict[str, Any], folder: Path, warm_start: Path | None, own: OwnParts | None
+) -> str | None:
     """Runs in a worker process; returns what went wrong, as text that survives the way back."""
     recipe = recipe_from_table(table)
     stage = "warm_start" if folder.parent.name == "warm_start" else "main"
@@ -239,7 +250,9 @@ def _watch(jobs: list[_Job], threads: list[threading.Thread], console: Console) 
         _draw(jobs, progress, overall, shown, said, console)
 
 
-def _draw(jobs: list[_Job], progress: Any, overall: Any, shown: dict[str, Any], said: set[str], console: Console) -> None:
+def _draw(
+    jobs: list[_Job], progress: Any, overall: Any, shown: dict[str, Any], said: set[str], console: Console
+) -> None:
     steps = 0
     for job in jobs:
         ended = job.status in ("done", "failed")
@@ -247,7 +260,9 @@ def _draw(jobs: list[_Job], progress: Any, overall: Any, shown: dict[str, Any], 
         steps += step
         if job.status == "running":
             if job.name not in shown:
-                shown[job.name] = progress.add_task(f"  {job.name}", total=job.recipe.train.steps, note="", unit="step")
+                shown[job.name] = progress.add_task(
+                    f"  {job.name}", total=job.recipe.train.steps, note="", unit="step"
+                )
             progress.update(shown[job.name], completed=step, note=note)
         elif ended and job.name in shown:
             progress.remove_task(shown.pop(job.name))
@@ -261,7 +276,9 @@ def _draw(jobs: list[_Job], progress: Any, overall: Any, shown: dict[str, Any], 
 def _say(job: _Job, console: Console) -> None:
     if job.status == "failed":
         last = (job.error or "").strip().splitlines()
-        console.print(f"[red]{job.name} failed:[/] {last[-1] if last else ''}", highlight=False, soft_wrap=True)
+        console.print(
+            f"[red]{job.name} failed:[/] {last[-1] if last else ''}", highlight=False, soft_wrap=True
+        )
     else:
         console.print(f"{job.name}: {_one_line(job.folder)}", highlight=False, soft_wrap=True)
 

@@ -93,7 +93,10 @@ class NewModel:
     """None: the task's vocabulary, or the tokenizer's."""
 
     def __post_init__(self) -> None:
-        _require(self.width % self.heads == 0, f"width must be a multiple of heads, got {self.width} and {self.heads}.")
+        _require(
+            self.width % self.heads == 0,
+            f"width must be a multiple of heads, got {self.width} and {self.heads}.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,15 @@ class LoraConfig:
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    target_modules: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +129,10 @@ class StudentConfig:
 
     def __post_init__(self) -> None:
         both = (self.checkpoint is None) == (self.new is None)
-        _require(not both, "give either student.checkpoint (a folder or hub id) or a [student.new] table, not both or none.")
+        _require(
+            not both,
+            "give either student.checkpoint (a folder or hub id) or a [student.new] table, not both or none.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,14 +181,27 @@ class ExpertConfig:
 
     kind: Literal["local", "oracle"]
     checkpoint: str | None = None
+    recipe: str | None = None
+    """Trains the expert first, on this recipe's task, if `checkpoint` is not there yet; the checkpoint is then
+    `<run folder>/final` of that run."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     noise: NoiseConfig | None = None
 
     def __post_init__(self) -> None:
         if self.kind == "local":
-            _require(self.checkpoint is not None, "a local expert needs expert.checkpoint (a folder or hub id).")
+            _require(
+                self.checkpoint is not None, "a local expert needs expert.checkpoint (a folder or hub id)."
+            )
         else:
-            _require(self.checkpoint is None, "an oracle expert is the task's exact law and takes no expert.checkpoint.")
+            _require(
+                self.checkpoint is None and self.recipe is None,
+                "an oracle expert is the task's exact law and takes no expert.checkpoint or expert.recipe.",
+            )
+        if self.recipe is not None:
+            _require(
+                self.checkpoint is not None and Path(self.checkpoint).name == "final",
+                f"with expert.recipe, expert.checkpoint must end in /final, which that run writes; got {self.checkpoint}.",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +290,10 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, f"learning_rate must be > 0, got {self.learning_rate}.")
-        _require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), f"betas must be two numbers in [0, 1), got {self.betas}.")
+        _require(
+            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+            f"betas must be two numbers in [0, 1), got {self.betas}.",
+        )
         _require(0 <= self.final_rate <= 1, f"final_rate must be in [0, 1], got {self.final_rate}.")
         _require(self.clip_norm > 0, f"clip_norm must be > 0, got {self.clip_norm}.")
 
@@ -279,9 +309,16 @@ class EvaluateConfig:
     """Also sample at temperature 1: accuracy of the law itself, and the prefixes of the exact KL to the expert."""
     samples_per_prompt: int = 1
     expert_kl: bool = True
-    best_metric: Literal[
-        "accuracy_greedy", "accuracy_sampled", "teacher_forced_accuracy", "validation_loss_nats", "expert_kl_nats"
-    ] | None = None
+    best_metric: (
+        Literal[
+            "accuracy_greedy",
+            "accuracy_sampled",
+            "teacher_forced_accuracy",
+            "validation_loss_nats",
+            "expert_kl_nats",
+        ]
+        | None
+    ) = None
     """The checkpoint with the best value of it is kept as `best`; None: none is kept."""
 
     def __post_init__(self) -> None:
@@ -299,7 +336,9 @@ class StopConfig:
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(self.target is not None or self.patience is not None, "stop needs a target, a patience, or both.")
+        _require(
+            self.target is not None or self.patience is not None, "stop needs a target, a patience, or both."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,7 +402,9 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] =
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"no recipe at {file}. Give a folder that holds recipe.toml, or a .toml file.") from None
+        raise ConfigError(
+            f"no recipe at {file}. Give a folder that holds recipe.toml, or a .toml file."
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid TOML: {error}.") from None
     if not isinstance(overrides, Mapping):
@@ -426,7 +467,9 @@ def _check_method(recipe: Recipe, method: Method) -> None:
     estimator = recipe.method.estimator
     if estimator is not None and estimator not in method.estimators:
         have = " and ".join(method.estimators)
-        raise ConfigError(f"method.estimator = {estimator!r} is not offered by {method.name} (it has: {have}). {method.hint}")
+        raise ConfigError(
+            f"method.estimator = {estimator!r} is not offered by {method.name} (it has: {have}). {method.hint}"
+        )
     method.check_options(given)
     _check_channel(recipe, method)
 
@@ -444,13 +487,17 @@ def _check_channel(recipe: Recipe, method: Method) -> None:
 
 
 def _check_expert(recipe: Recipe, method: Method) -> None:
-    needs = method.needs_expert(recipe.method.estimator, offline_is_reference=recipe.data.offline == "reference")
+    needs = method.needs_expert(
+        recipe.method.estimator, offline_is_reference=recipe.data.offline == "reference"
+    )
     if needs and recipe.expert is None:
         raise ConfigError(f"{method.name} asks an expert for {needs} and the recipe has no [expert] table.")
     if recipe.expert is None:
         return
     if recipe.expert.kind == "oracle" and not isinstance(recipe.task, ModularAdditionTask):
-        raise ConfigError(f"expert.kind = 'oracle' needs a task with an exact law; task.kind = {recipe.task.kind!r} has none.")
+        raise ConfigError(
+            f"expert.kind = 'oracle' needs a task with an exact law; task.kind = {recipe.task.kind!r} has none."
+        )
 
 
 def _check_compare(compare: CompareConfig) -> None:
@@ -464,7 +511,9 @@ def _check_compare(compare: CompareConfig) -> None:
         for key in flatten(settings):
             section = key.split(".")[0]
             allowed = ("method", "optimizer", "train", "stop", "data")
-            _require(section in allowed, f"compare.overrides.{label} may set {', '.join(allowed)}, not {key}.")
+            _require(
+                section in allowed, f"compare.overrides.{label} may set {', '.join(allowed)}, not {key}."
+            )
     for label in compare.methods:
         name = compare.overrides.get(label, {}).get("method.name", label)
         method_named(str(name))
@@ -478,6 +527,21 @@ def cell_recipe(recipe: Recipe, label: str, seed: int) -> Recipe:
     table["method"] = {"name": label} if label in METHODS else {}
     table.pop("compare")
     return recipe_from_table(table, {**overrides, "seed": seed})
+
+
+def expert_recipe(recipe: Recipe) -> tuple[Recipe, Path] | None:
+    """The run that makes the expert and its folder, if the recipe names one and its checkpoint is not there yet."""
+    expert = recipe.expert
+    if (
+        expert is None
+        or expert.recipe is None
+        or expert.checkpoint is None
+        or Path(expert.checkpoint).is_dir()
+    ):
+        return None
+    first = replace(load_recipe(expert.recipe), task=recipe.task)
+    check_recipe(first)
+    return first, Path(expert.checkpoint).parent
 
 
 def warm_start_recipe(recipe: Recipe) -> Recipe | None:
@@ -496,7 +560,11 @@ def warm_start_recipe(recipe: Recipe) -> Recipe | None:
         train=replace(recipe.train, steps=warm.max_steps),
         optimizer=replace(recipe.optimizer, schedule="constant", final_rate=0.0),
         evaluate=replace(
-            recipe.evaluate, every_steps=warm.check_every_steps, sampled=False, expert_kl=False, best_metric=None
+            recipe.evaluate,
+            every_steps=warm.check_every_steps,
+            sampled=False,
+            expert_kl=False,
+            best_metric=None,
         ),
         stop=None if target is None else StopConfig(metric="teacher_forced_accuracy", target=target),
         warm_start=None,

@@ -140,11 +140,15 @@ _RANGES: dict[str, tuple[float, float, bool, str]] = {
 
 # --- prefixes ---------------------------------------------------------------------------------------------------------
 
-_EXPERT = Prefixes(text="expert samples (fixed data)", expert_share=lambda round, options: 1.0, temperature=None)
+_EXPERT = Prefixes(
+    text="expert samples (fixed data)", expert_share=lambda round, options: 1.0, temperature=None
+)
 _STUDENT = Prefixes(text="student at T=1", expert_share=lambda round, options: 0.0, temperature=1.0)
 _GREEDY = Prefixes(text="student, greedy", expert_share=lambda round, options: 0.0, temperature=0.0)
 _PER_SEQUENCE = Prefixes(
-    text="mixture per sequence", expert_share=lambda round, options: 1.0 - options["student_share"], temperature=1.0
+    text="mixture per sequence",
+    expert_share=lambda round, options: 1.0 - options["student_share"],
+    temperature=1.0,
 )
 _PER_TOKEN = Prefixes(
     text="mixture per token, decaying; all rounds",
@@ -202,7 +206,9 @@ REVERSE = Objective(text="KL(student || expert)", build=lambda _: _reverse_row, 
 MIXED = Objective(text="(1-beta) forward + beta reverse KL", build=_build_mixed, law=True)
 JSD = Objective(text="generalised JSD(beta)", build=_build_jsd, law=True)
 EXPERT_TOKEN = Objective(
-    text="cross-entropy of one expert token", build=lambda _: estimators.single_label_forward_kl, token="expert"
+    text="cross-entropy of one expert token",
+    build=lambda _: estimators.single_label_forward_kl,
+    token="expert",
 )
 NOISY_EXPERT_TOKEN = Objective(
     text="cross-entropy of one expert token, noised student",

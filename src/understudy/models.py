@@ -53,17 +53,23 @@ def load_model(checkpoint: str, *, dtype: torch.dtype = torch.float32) -> PreTra
         ModelError: no such checkpoint, not a causal LM, unreadable weights, or weights that are not finite.
     """
     if _looks_like_path(checkpoint) and not Path(checkpoint).is_dir():
-        raise ModelError(f"no checkpoint folder at {checkpoint}. Give a folder with config.json and *.safetensors, or a hub id.")
+        raise ModelError(
+            f"no checkpoint folder at {checkpoint}. Give a folder with config.json and *.safetensors, or a hub id."
+        )
     try:
         with quiet_transformers():
             model = AutoModelForCausalLM.from_pretrained(
                 checkpoint, dtype=dtype, use_safetensors=True, trust_remote_code=False
             )
-    except Exception as error:  # the loader raises half a dozen unrelated types; each is the user's checkpoint  # noqa: BLE001
+    except (
+        Exception
+    ) as error:  # the loader raises half a dozen unrelated types; each is the user's checkpoint
         raise ModelError(f"cannot load a causal LM from {checkpoint}: {_first_line(error)}") from error
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise ModelError(f"{checkpoint} holds NaN or infinite weights in {name}. Use an earlier checkpoint of that run.")
+            raise ModelError(
+                f"{checkpoint} holds NaN or infinite weights in {name}. Use an earlier checkpoint of that run."
+            )
     return model.eval()
 
 
@@ -84,10 +90,12 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         raise ModelError(f"cannot load a tokenizer from {checkpoint}: {_first_line(error)}") from error
     if len(tokenizer) < 2:
-        raise ModelError(f"the tokenizer of {checkpoint} has {len(tokenizer)} tokens: its files were not understood.")
+        raise ModelError(
+            f"the tokenizer of {checkpoint} has {len(tokenizer)} tokens: its files were not understood."
+        )
     return tokenizer
 
 
@@ -211,7 +219,9 @@ def check_head(model: nn.Module, name: str) -> None:
     """
     inner = inner_model(model)
     vocab = inner.get_output_embeddings().weight.shape[0]  # pyright: ignore
-    token_BT = (torch.arange(8, device=inner.device)[None] * 7919) % min(vocab, inner.config.get_text_config().vocab_size)
+    token_BT = (torch.arange(8, device=inner.device)[None] * 7919) % min(
+        vocab, inner.config.get_text_config().vocab_size
+    )
     was_training = model.training
     model.eval()
     ours = head_of(model).logits(hidden_states(model, token_BT)).float()
@@ -246,7 +256,9 @@ def generation_eos_ids(checkpoint: str | None) -> frozenset[int]:
             eos = GenerationConfig.from_pretrained(checkpoint).eos_token_id
     except (OSError, ValueError):
         try:
-            eos = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).get_text_config().eos_token_id
+            eos = (
+                AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).get_text_config().eos_token_id
+            )
         except (OSError, ValueError):
             eos = None
     if eos is None:

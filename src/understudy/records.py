@@ -58,7 +58,9 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         n = len(self.response_ids)
-        assert len(self.is_student) == n and len(self.logp) == n, "response fields must have one entry per token"
+        assert len(self.is_student) == n and len(self.logp) == n, (
+            "response fields must have one entry per token"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

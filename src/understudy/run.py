@@ -19,7 +19,7 @@ from rich.console import Console
 
 import understudy
 from understudy.build import Parts, build
-from understudy.config import Recipe, warm_start_recipe
+from understudy.config import Recipe, expert_recipe, warm_start_recipe
 from understudy.errors import ConfigError
 from understudy.evaluation.score import Evaluation, Plan, evaluate
 from understudy.experts.expert import Expert
@@ -39,7 +39,13 @@ from understudy.trainer.loop import run_rounds
 from understudy.trainer.loss import StudentLoss
 from understudy.trainer.setup import Setup
 
-SHOWN = ("accuracy_greedy", "accuracy_sampled", "teacher_forced_accuracy", "validation_loss_nats", "expert_kl_nats")
+SHOWN = (
+    "accuracy_greedy",
+    "accuracy_sampled",
+    "teacher_forced_accuracy",
+    "validation_loss_nats",
+    "expert_kl_nats",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +132,18 @@ def _run(
     if accelerator.is_main_process:
         _describe(folder, recipe)
     accelerator.wait_for_everyone()
+    make_expert(recipe, console)
     warm = warm or _own_warm_start(recipe, folder, own, console, resume=resume)
     checkpoint = None if warm is None else str(warm / "final")
-    parts = build(recipe, device=accelerator.device, checkpoint=checkpoint or _given_checkpoint(recipe), **vars(own))
+    parts = build(
+        recipe, device=accelerator.device, checkpoint=checkpoint or _given_checkpoint(recipe), **vars(own)
+    )
     progress = _inherited_progress(warm)
     what = recipe.method.name if stage == "main" else f"{recipe.method.name} (warm start)"
     with one_bar(console, what, recipe.train.steps) as bar:
-        setup = assemble(recipe, parts, accelerator, folder, bar, data_root=_data_root(recipe, folder), stage=stage)
+        setup = assemble(
+            recipe, parts, accelerator, folder, bar, data_root=_data_root(recipe, folder), stage=stage
+        )
         pool = []
         saved = checkpoints(folder / "checkpoints") if resume else []
         if saved:
@@ -161,6 +172,19 @@ def _data_root(recipe: Recipe, folder: Path) -> Path:
     return Path(recipe.data.folder) if recipe.data.folder else folder / "data"
 
 
+def make_expert(recipe: Recipe, console: Console) -> None:
+    """Train the expert that the recipe names, if it is not there yet; goes on where a killed run stopped."""
+    made = expert_recipe(recipe)
+    if made is not None:
+        first, folder = made
+        console.print(
+            f"expert {folder / 'final'} is not there yet: training it ({recipe.expert and recipe.expert.recipe})"
+        )
+        _run(
+            first, folder, OwnParts(), resume=True, overwrite=False, warm=None, console=console, stage="main"
+        )
+
+
 def _own_warm_start(
     recipe: Recipe, folder: Path, own: OwnParts, console: Console, *, resume: bool
 ) -> Path | None:
@@ -178,10 +202,14 @@ def _prepare_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bo
     described = folder / "recipe.json"
     if overwrite and folder.exists():
         if not described.exists() and any(folder.iterdir()):
-            raise ConfigError(f"{folder} is not a run folder (it has no recipe.json); not deleting it. Choose another --out.")
+            raise ConfigError(
+                f"{folder} is not a run folder (it has no recipe.json); not deleting it. Choose another --out."
+            )
         remove(folder)
     if described.exists() and not resume:
-        raise ConfigError(f"{folder} already holds a run. Use --resume to go on, --overwrite to start anew, or another --out.")
+        raise ConfigError(
+            f"{folder} already holds a run. Use --resume to go on, --overwrite to start anew, or another --out."
+        )
     if described.exists():
         refuse_changed(json.loads(described.read_text()), recipe.to_table(), folder)
     try:
@@ -200,7 +228,9 @@ def refuse_changed(before: dict[str, Any], now: dict[str, Any], folder: Path) ->
     changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
     if changed:
         shown = ", ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in changed)
-        raise ConfigError(f"{folder} was started with other settings ({shown}). Resume with the same recipe, or use another --out.")
+        raise ConfigError(
+            f"{folder} was started with other settings ({shown}). Resume with the same recipe, or use another --out."
+        )
 
 
 def finished_run(folder: Path) -> RunResult | None:
@@ -218,7 +248,15 @@ def _inherited_progress(warm: Path | None) -> Progress:
         return Progress()
     spent = json.loads((warm / "result.json").read_text())["progress"]
     known = {f.name for f in fields(Progress)}
-    kept = ("prompts", "trajectories", "expert_queries", "response_tokens", "cpu_seconds", "wall_seconds", "seconds")
+    kept = (
+        "prompts",
+        "trajectories",
+        "expert_queries",
+        "response_tokens",
+        "cpu_seconds",
+        "wall_seconds",
+        "seconds",
+    )
     steps = spent["steps_before"] + spent["step"]
     return Progress(steps_before=steps, **{k: v for k, v in spent.items() if k in known and k in kept})
 
@@ -239,9 +277,13 @@ def assemble(
         {k: v for k, v in to_table(recipe.method).items() if k not in ("name", "estimator")}
     )
     objective = method.objective(recipe.method.estimator)
-    channel = parts.noise.channel(parts.vocab_size) if method.uses_channel and parts.noise is not None else None
+    channel = (
+        parts.noise.channel(parts.vocab_size) if method.uses_channel and parts.noise is not None else None
+    )
     if method.uses_channel and channel is None:
-        raise ConfigError(f"{method.name} needs a noise law that is a known channel; this one is none. Use {method.plain}.")
+        raise ConfigError(
+            f"{method.name} needs a noise law that is a known channel; this one is none. Use {method.plain}."
+        )
     limits = limits_of(recipe, parts)
     trainable = [p for p in parts.student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -366,10 +408,13 @@ def headline(evaluation: Evaluation) -> str:
     return "  ".join(f"{name} {value:.3f}" for name, value in found)
 
 
-def _finish(folder: Path, setup: Setup, progress: Progress, reason: str, evaluation: Evaluation | None) -> None:
+def _finish(
+    folder: Path, setup: Setup, progress: Progress, reason: str, evaluation: Evaluation | None
+) -> None:
     metrics = {} if evaluation is None else evaluation.to_json()["metrics"]
     setup.journal.write(
-        "metrics", {"kind": "end", "reason": reason, "step": progress.total_steps, "best_step": progress.best_step}
+        "metrics",
+        {"kind": "end", "reason": reason, "step": progress.total_steps, "best_step": progress.best_step},
     )
     budget = {
         "trajectories": progress.trajectories,
@@ -409,12 +454,19 @@ def _source_state() -> dict[str, str]:
     root = Path(understudy.__file__).resolve().parent
     try:
         git = ["git", "-C", str(root)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
-        diff = subprocess.run([*git, "diff", "HEAD", "--", "."], capture_output=True, text=True, timeout=5, check=True)
+        commit = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+        diff = subprocess.run(
+            [*git, "diff", "HEAD", "--", "."], capture_output=True, text=True, timeout=5, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"commit": commit.stdout.strip(), "diff": diff.stdout}
 
 
 def _flat_config(recipe: Recipe) -> dict[str, Any]:
-    return {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in flatten(recipe.to_table()).items()}
+    return {
+        k: v if isinstance(v, int | float | str | bool) else str(v)
+        for k, v in flatten(recipe.to_table()).items()
+    }

@@ -42,7 +42,11 @@ def from_table(cls: type[T], table: object, where: str = "") -> T:
             raise ConfigError(f"{path} is not a setting. {nearest(str(key), fields)}")
         values[key] = _convert(hints[key], value, path)
     for name, f in fields.items():
-        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+        if (
+            name not in values
+            and f.default is dataclasses.MISSING
+            and f.default_factory is dataclasses.MISSING
+        ):
             raise ConfigError(f"{where + '.' if where else ''}{name} is required and missing.")
     try:
         return cls(**values)
@@ -57,7 +61,9 @@ def _convert(hint: Any, value: object, path: str) -> Any:
     if origin is Literal:
         if value not in get_args(hint):
             names = [str(a) for a in get_args(hint)]
-            raise ConfigError(f"{path} must be one of {', '.join(names)}, got {value!r}. {nearest(str(value), names)}")
+            raise ConfigError(
+                f"{path} must be one of {', '.join(names)}, got {value!r}. {nearest(str(value), names)}"
+            )
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
@@ -92,9 +98,11 @@ def _convert_union(members: tuple[Any, ...], value: object, path: str) -> Any:
     tagged = {m: _tag(m) for m in members if dataclasses.is_dataclass(m)}
     if len(tagged) == len(members) and isinstance(value, Mapping):
         tag_field = next(iter(tagged.values()))[0]
-        choices = {tag: m for m, (_, tag) in tagged.items()}
+        choices: dict[str, Any] = {tag: m for m, (_, tag) in tagged.items()}
         if tag_field not in value:
-            raise ConfigError(f"{path}.{tag_field} is required and missing. One of: {', '.join(sorted(choices))}.")
+            raise ConfigError(
+                f"{path}.{tag_field} is required and missing. One of: {', '.join(sorted(choices))}."
+            )
         if value[tag_field] not in choices:
             found = value[tag_field]
             raise ConfigError(f"{path}.{tag_field} {found!r} is not known. {nearest(str(found), choices)}")
@@ -115,7 +123,9 @@ def _tag(cls: Any) -> tuple[str, str]:
 
 
 def _name(hint: Any) -> str:
-    return {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}.get(hint, str(hint))
+    return {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}.get(
+        hint, str(hint)
+    )
 
 
 def to_table(value: Any) -> Any:
@@ -136,7 +146,9 @@ def set_dotted(table: dict[str, Any], dotted: str, value: Any) -> None:
     for depth, parent in enumerate(parents):
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"{'.'.join(parents[: depth + 1])} is a value, not a table; cannot set {dotted}.")
+            raise ConfigError(
+                f"{'.'.join(parents[: depth + 1])} is a value, not a table; cannot set {dotted}."
+            )
     table[last] = value
 
 

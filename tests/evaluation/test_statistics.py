@@ -201,9 +201,11 @@ def test_mcnemar_by_hand():
     assert result.difference.value == pytest.approx(8 / 40, abs=1e-12)
     assert result.verdict == "higher"
     assert paired_difference([0, 1, 1], [0, 1, 1]).p_mcnemar == 1.0
-    # 5 to 1 is 2 * 7 / 64 = 0.22, although the t test alone would also not reject: McNemar decides for 0/1
+    # 5 to 0 out of 200: exact 2 / 32 = 0.0625. The t test would reject (t = 2.25): McNemar decides for 0/1
     # outcomes.
-    assert paired_difference([1] * 5 + [0], [0] * 5 + [1]).verdict == "cannot tell"
+    few = paired_difference([1] * 5 + [0] * 195, [0] * 200)
+    assert (few.p_mcnemar, few.verdict) == (0.0625, "cannot tell")
+    assert few.p_paired_t < 0.05
 
 
 def test_many_pairs_draw_seeded_flips():

@@ -63,6 +63,8 @@ def test_learning_curve_ends_at_the_mean_of_the_table(compare):
         assert x[-1] == row["budget"]["expert_queries"]
         assert y[-1] == pytest.approx(row["metrics"]["expert_kl_nats"]["mean"], abs=1e-12)
         assert thick[row["method"]].get_label() == f"{row['method']}  {y[-1]:.3f}"
+        (label,) = [text for text in axes.texts if text.get_text() == thick[row["method"]].get_label()]
+        assert label.xy[1] * axes.get_ylim()[1] == pytest.approx(y[-1], abs=1e-12)  # the axis begins at 0
     thin = [line for line in axes.lines if line.get_linewidth() == 0.7]
     assert len(thin) == 3 + 3 + 2
     assert len(axes.collections) == 2  # a band needs three seeds: nail-r has two
@@ -121,6 +123,10 @@ def test_time_bars_add_up(compare):
     widths = [[bar.get_width() for bar in container] for container in axes.containers]
     cpu_seconds = [row["budget"]["cpu_seconds"] for row in compare_rows(compare)]
     assert [sum(column) for column in zip(*widths, strict=True)] == pytest.approx(cpu_seconds, rel=1e-9)
+    starts = [container[0].get_x() for container in axes.containers]
+    assert starts == pytest.approx(
+        [sum(column[0] for column in widths[:i]) for i in range(len(widths))], rel=1e-9
+    )
     assert widths[0] == pytest.approx([0.35 * seconds for seconds in cpu_seconds], rel=1e-9)
     assert_texts_are_apart(figure)
 

@@ -4,9 +4,11 @@ import json
 import math
 
 import pytest
+from fabricated import write_compare, write_run
 
 from understudy.errors import DataError
 from understudy.reports.folders import final_counter, load_compare, load_run, number
+from understudy.reports.series import groups_of
 
 
 def test_run_is_read_in_order(run_folder):
@@ -85,6 +87,28 @@ def test_compare_warns_where_a_folder_or_a_warm_start_is_missing_from_it(tmp_pat
     missing, budget = sorted(compare.warnings)
     assert missing.startswith("nail-f, seed 1: marked done, but cells/nail-f-seed1/metrics.jsonl is missing")
     assert budget.startswith("opd-f, seed 0: its counters start below the end of its warm start")
+
+
+def test_a_cell_has_the_warm_start_it_names(tmp_path):
+    folder = write_compare(tmp_path / "two", ["opd-f", "nail-f", "nail-r"], [0])
+    write_run(folder / "warm_start/other", "sft", 0, range(25, 51, 25), "warm_start")
+    header = json.loads((folder / "compare.json").read_text())
+    header["cells"][0]["warm_start"] = "warm_start/other"
+    header["cells"][1]["warm_start"] = None
+    (folder / "compare.json").write_text(json.dumps(header))
+    named, without, ambiguous = load_compare(folder).cells
+    assert named.warm_start.folder == folder / "warm_start/other"
+    assert without.warm_start is None
+    assert ambiguous.warm_start is None  # two of the same seed and no name: not guessed
+
+
+def test_a_run_has_the_warm_start_in_its_folder(run_folder):
+    assert load_run(run_folder).warm_start is None
+    write_run(run_folder / "warm_start", "sft", 0, range(5, 21, 5), "warm_start")
+    run = load_run(run_folder)
+    assert run.warm_start.method == "sft"
+    (group,) = groups_of(run)
+    assert [record["step"] for record in group.evals(0)][:5] == [5, 10, 15, 20, 25]
 
 
 def test_missing_folders_say_what_was_expected(tmp_path):

@@ -76,13 +76,13 @@ def test_own_warm_start_ends_at_its_last_record():
 
 
 def test_points_without_a_value_are_left_out():
-    run = fabricated_run("sft", [record(1, 0.1), record(2, None), record(3, 0.3)])
+    run = fabricated_run("sft", [record(1, 0.1), record(2, None), record(3, 0.3), record(4, math.inf)])
     ((x, y),) = curves_of(groups_of(run)[0], "accuracy_greedy", "step")
     assert (x.tolist(), y.tolist()) == ([1, 3], [0.1, 0.3])
 
 
 def test_position_table_averages_what_is_there():
-    first = fabricated_run("sft", [record(1, 0.5, [1.0, 0.5, None]), record(2, 0.5, [None, None])])
+    first = fabricated_run("sft", [record(1, 0.5, [1.0, 0.5, None]), record(2, 0.5, [None, math.inf])])
     second = fabricated_run("sft", [record(1, 0.5, [0.5, None, None, 0.25])])
     table = position_table(groups_of([first, second])[0], "accuracy_greedy")
     assert list(table) == [1]  # at step 2 nobody has a value

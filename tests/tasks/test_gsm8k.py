@@ -17,11 +17,11 @@ SAMPLE = Path(__file__).parent.parent / "data" / "gsm8k_sample"
 
 
 def encoder(*, chat: bool = False, **others: Any) -> TextEncoder:
-    end = {"end_token": END} if chat else {}
+    limits: dict[str, Any] = {"max_prompt_tokens": 1000, "max_new_tokens": 1000}
+    if chat:
+        limits["end_token"] = END
     tokenizer = make_tokenizer(template=TEMPLATE if chat else None)
-    return TextEncoder(
-        tokenizer=tokenizer, **({"max_prompt_tokens": 1000, "max_new_tokens": 1000} | end | others)
-    )
+    return TextEncoder(tokenizer=tokenizer, **(limits | others))
 
 
 def all_prompts(task: Gsm8k) -> dict[str, list[Any]]:

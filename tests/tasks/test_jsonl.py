@@ -171,7 +171,7 @@ def test_files_that_are_not_there_or_empty(tmp_path):
         JsonlTask(encoder=ENCODER, train=tmp_path)
     for nothing in (b"", b"\n \n"):
         (tmp_path / "empty.jsonl").write_bytes(nothing)
-        with pytest.raises(DataError, match="empty.jsonl has no rows"):
+        with pytest.raises(DataError, match=r"empty\.jsonl has no rows"):
             read_jsonl(tmp_path / "empty.jsonl")
 
 
@@ -188,7 +188,7 @@ def test_splits_that_contradict_each_other(tmp_path):
 
 
 def test_the_hub_reader_reads_what_the_file_reader_reads(tmp_path, monkeypatch):
-    """`datasets` takes a folder of JSON Lines files as a data set, so its own reader runs here without a network."""
+    """`datasets` takes a folder of JSON Lines files as a data set: its own reader runs without a network."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()

@@ -54,7 +54,7 @@ def test_prompts_by_definition():
             assert set(digits) <= set(range(7))
             sums = [sum(digits[: t + 1]) % 7 for t in range(31)]
             assert prompt.reference_ids == tuple(sums)
-            assert prompt.reference == " ".join(map(str, sums)) == task.decode(prompt.reference_ids)
+            assert prompt.reference == " ".join(map(str, sums)) == task.decode(sums)
             assert prompt.text == task.decode(prompt.token_ids) == " ".join(map(str, digits)) + " ="
             assert prompt.meta["answer"] == str(sums[-1])
 

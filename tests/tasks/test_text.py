@@ -15,7 +15,7 @@ from understudy.tasks import TextEncoder, TextRow
 
 
 def encoder(tokenizer: PreTrainedTokenizerFast | None = None, **settings: Any) -> TextEncoder:
-    limits = {"max_prompt_tokens": 200, "max_new_tokens": 100}
+    limits: dict[str, Any] = {"max_prompt_tokens": 200, "max_new_tokens": 100}
     return TextEncoder(tokenizer=tokenizer or make_tokenizer(), **(limits | settings))
 
 
@@ -98,10 +98,11 @@ def test_a_reference_ends_in_one_eos():
 
 def test_limits_are_exact_and_named():
     prompt, reference = encoded(encoder(), row())
-    exact = {"max_prompt_tokens": len(prompt), "max_new_tokens": len(reference)}
+    exact: dict[str, Any] = {"max_prompt_tokens": len(prompt), "max_new_tokens": len(reference)}
     assert encoded(encoder(**exact), row()) == (prompt, reference)
     less = exact | {"max_prompt_tokens": len(prompt) - 1}
-    found = rf"rows.jsonl, line 3: the prompt has {len(prompt)} tokens and max_prompt_tokens is {len(prompt) - 1}\."
+    found = rf"rows.jsonl, line 3: the prompt has {len(prompt)} tokens and max_prompt_tokens is "
+    found += rf"{len(prompt) - 1}\."
     with pytest.raises(DataError, match=found + r".*raise max_prompt_tokens.*too_long = \"drop\""):
         encoder(**less).encode([row()])
     less = exact | {"max_new_tokens": len(reference) - 1}
@@ -123,8 +124,8 @@ def test_settings_that_cannot_work():
         encoder(max_new_tokens=0)
     with pytest.raises(ConfigError, match="stop_strings holds an empty text"):
         encoder(stop_strings=("\n", ""))
-    with pytest.raises(ModelError, match="end_token '<stop>' is not a token"):
-        encoder(end_token="<stop>")
+    with pytest.raises(ModelError, match="end_token '<END>' is not a token"):
+        encoder(end_token=END.upper())
     endless = make_tokenizer()
     endless.eos_token = None
     with pytest.raises(ModelError, match="has no EOS token"):
@@ -148,7 +149,7 @@ def test_a_grader_reads_up_to_the_first_eos_or_stop_string():
 
 
 def test_text_comes_back_as_it_was():
-    """The tokenizer here wants to clean up spaces before full stops when it decodes; that would change answers."""
+    """The tokenizer here would clean up spaces before full stops; that would change answers."""
     made = encoder()
     text = "it is 1 , 2 . don 't"
     assert made.decode(made.tokenizer(text, add_special_tokens=False)["input_ids"]) == text

@@ -18,7 +18,7 @@ TEMPLATE = (
 
 
 def make_tokenizer(*, adds_bos: bool = False, template: str | None = None) -> PreTrainedTokenizerFast:
-    """Some 330 tokens: the special ones, every byte, a few merges. It would clean up spaces when it decodes."""
+    """Some 330 tokens: the special ones, every byte, a few merges. Decoding, it would clean up spaces."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

@@ -164,7 +164,12 @@ def _on_references(model: nn.Module, plan: Plan, prompts: Sequence[Prompt]) -> l
 
 
 def _position_records(
-    model: nn.Module, plan: Plan, trajectories: Sequence[Trajectory], losses: dict[str, Any], *, with_law: bool
+    model: nn.Module,
+    plan: Plan,
+    trajectories: Sequence[Trajectory],
+    losses: dict[str, Any],
+    *,
+    with_law: bool,
 ) -> list[_Record]:
     device = next(model.parameters()).device
     ordered = sorted(trajectories, key=lambda t: len(t.prompt.token_ids) + len(t.response_ids))
@@ -220,5 +225,3 @@ def _mean_by_position(rows: Sequence[Sequence[float]]) -> list[float]:
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
     return np.nanmean(padded, axis=0).tolist()
-
-

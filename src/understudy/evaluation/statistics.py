@@ -175,7 +175,9 @@ def ratio_interval(sums: Sequence[float], counts: Sequence[float], confidence: f
     """
     _check_confidence(confidence)
     if len(sums) != len(counts):
-        raise ValueError(f"ratio_interval needs one count per sum, got {len(sums)} sums and {len(counts)} counts.")
+        raise ValueError(
+            f"ratio_interval needs one count per sum, got {len(sums)} sums and {len(counts)} counts."
+        )
     sums_n, counts_n = np.asarray(sums, dtype=float), np.asarray(counts, dtype=float)
     total = counts_n.sum()
     if not total > 0:

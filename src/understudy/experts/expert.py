@@ -52,7 +52,9 @@ class OracleExpert:
 
     def law(self, batch: TrainBatch, gate_BT: Tensor) -> Law:
         prompts = [t.prompt for t in batch.trajectories]
-        logp_BRV = self.oracle.logp_BTV(prompts, [t.response_ids for t in batch.trajectories]).to(gate_BT.device)
+        logp_BRV = self.oracle.logp_BTV(prompts, [t.response_ids for t in batch.trajectories]).to(
+            gate_BT.device
+        )
         row_N, at_N = gate_BT.nonzero(as_tuple=True)
         start_B = gate_BT.new_tensor([len(p.token_ids) for p in prompts], dtype=at_N.dtype)
         return DenseLaw(logp_BRV[row_N, at_N - start_B[row_N]])

@@ -33,7 +33,9 @@ class LocalExpert:
         return HFDecoder(self.model, vocab_size=self.vocab_size)
 
 
-def load_local_expert(checkpoint: str, *, vocab_size: int | None, dtype: torch.dtype, device: torch.device) -> LocalExpert:
+def load_local_expert(
+    checkpoint: str, *, vocab_size: int | None, dtype: torch.dtype, device: torch.device
+) -> LocalExpert:
     """Load, check and fingerprint an expert.
 
     Raises:

@@ -17,7 +17,13 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from understudy.config import AbsorbingNoise, AdditiveNoise, CorruptedArgmaxNoise, NoiseConfig, TemperatureNoise
+from understudy.config import (
+    AbsorbingNoise,
+    AdditiveNoise,
+    CorruptedArgmaxNoise,
+    NoiseConfig,
+    TemperatureNoise,
+)
 from understudy.errors import ConfigError
 from understudy.experts.expert import Expert
 from understudy.objectives.channel import NoiseChannel
@@ -201,7 +207,9 @@ class NoisyExpert:
 
 def argmax_of(law: Law) -> Tensor:
     """The most probable token at every row, [N], a tile of rows at a time."""
-    tiles = [law.logp(i, min(i + _TILE_ROWS, law.num_rows)).argmax(-1) for i in range(0, law.num_rows, _TILE_ROWS)]
+    tiles = [
+        law.logp(i, min(i + _TILE_ROWS, law.num_rows)).argmax(-1) for i in range(0, law.num_rows, _TILE_ROWS)
+    ]
     return torch.cat(tiles) if tiles else torch.empty(0, dtype=torch.long)
 
 

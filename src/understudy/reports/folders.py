@@ -18,7 +18,10 @@ from understudy.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """One run folder, read. `train` and `evals` are records in the order of training."""
+    """One run folder, read. `train` and `evals` are records in the order of training.
+
+    `warm_start` is the run's own, kept in its folder; one that several cells share is in their `Cell`.
+    """
 
     folder: Path
     name: str
@@ -31,6 +34,7 @@ class RunData:
     end: dict[str, Any] | None
     samples: tuple[dict[str, Any], ...]
     warnings: tuple[str, ...]
+    warm_start: RunData | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +110,7 @@ def load_run(folder: str | Path) -> RunData:
     if not ends:
         warnings.append(f"{folder.name}: the run has no end record: it was killed or is still running.")
     seed = recipe.get("seed")
+    own_warm_start = folder / "warm_start"
     return RunData(
         folder=folder,
         name=str(recipe.get("name") or folder.name),
@@ -118,6 +123,7 @@ def load_run(folder: str | Path) -> RunData:
         end=ends[-1] if ends else None,
         samples=tuple(samples),
         warnings=tuple(warnings),
+        warm_start=load_run(own_warm_start) if (own_warm_start / "metrics.jsonl").is_file() else None,
     )
 
 
@@ -166,11 +172,13 @@ def _load_cell(
             warnings.append(
                 f"{label}, seed {seed}: marked done, but {place}/metrics.jsonl is missing; left out."
             )
-    named = entry.get("warm_start")
-    if named:
-        candidates = [warm for warm in warm_starts if warm.folder == folder / str(named)]
+    if "warm_start" in entry:
+        named = entry["warm_start"]
+        candidates = [warm for warm in warm_starts if named and warm.folder == folder / str(named)]
     else:
         candidates = [warm for warm in warm_starts if warm.seed == seed]
+    if run is not None and run.warm_start is not None:
+        candidates = [run.warm_start]
     return Cell(
         label=label,
         method=str(entry.get("method") or label),

@@ -44,7 +44,7 @@ def groups_of(source: Source) -> list[Group]:
             by_label[label] = [(cell.run, cell.warm_start) for cell in cells if cell.run is not None]
     else:
         for run in [source] if isinstance(source, RunData) else source:
-            by_label.setdefault(run.method, []).append((run, None))
+            by_label.setdefault(run.method, []).append((run, run.warm_start))
     styled = [
         (label, runs, *method_style(label, index)) for index, (label, runs) in enumerate(by_label.items())
     ]
@@ -59,7 +59,7 @@ def curves_of(group: Group, metric: str, counter: str) -> list[tuple[np.ndarray,
         if warm is not None and warm.evals and points:
             start = (number(warm.evals[-1], counter), metric_of(warm.evals[-1], metric).value)
             points = [start, *points] if start[0] < points[0][0] else points
-        points = sorted(point for point in points if not math.isnan(point[0] + point[1]))
+        points = sorted(point for point in points if math.isfinite(point[0] + point[1]))
         if points:
             curves.append((np.array([x for x, _ in points]), np.array([y for _, y in points])))
     return curves
@@ -101,7 +101,9 @@ def position_table(group: Group, name: str) -> dict[int, np.ndarray]:
             row = (record.get("by_position") or {}).get(name)
             step = number(record, "step")
             if row and not math.isnan(step):
-                values = [float(v) if isinstance(v, int | float) else math.nan for v in row]
+                values = [
+                    float(v) if isinstance(v, int | float) and math.isfinite(v) else math.nan for v in row
+                ]
                 by_step.setdefault(int(step), []).append(values)
     table = {step: _mean_by_position(rows) for step, rows in sorted(by_step.items())}
     return {step: row for step, row in table.items() if not np.isnan(row).all()}

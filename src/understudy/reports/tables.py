@@ -129,9 +129,9 @@ def final_metric(run: RunData, name: str) -> Estimate:
 
 
 def metric_of(record: dict[str, Any], name: str) -> Estimate:
-    """One metric of one evaluation record."""
+    """One metric of one evaluation record; n = 0 and NaN if it is absent, null or infinite."""
     value, low, high = (number(record, "metrics", name, key) for key in ("value", "low", "high"))
-    if math.isnan(value):
+    if not math.isfinite(value):
         return Estimate(math.nan, None, None, 0)
     n = number(record, "metrics", name, "n")
     return Estimate(

@@ -26,7 +26,9 @@ class HFDecoder:
     `padding`: the side on which shorter prompts are filled; both give the same laws, left keeps the cache compact.
     """
 
-    def __init__(self, model: nn.Module, *, vocab_size: int, padding: Literal["left", "right"] = "left") -> None:
+    def __init__(
+        self, model: nn.Module, *, vocab_size: int, padding: Literal["left", "right"] = "left"
+    ) -> None:
         self.backbone = backbone(model)
         self.head = head_of(model, vocab_size)
         self.cache = DynamicCache(config=inner_model(model).config)

@@ -115,9 +115,13 @@ def _read(file: Path) -> list[Response]:
         with safe_open(file, framework="numpy") as handle:
             expected = (handle.metadata() or {}).get("sha256")
     except (OSError, SafetensorError) as error:
-        raise DataError(f"offline data {file} cannot be read ({error}). Delete it; it will be written again.") from None
+        raise DataError(
+            f"offline data {file} cannot be read ({error}). Delete it; it will be written again."
+        ) from None
     if _content_hash(arrays) != expected:
-        raise DataError(f"offline data {file} does not match its own hash. Delete it; it will be written again.")
+        raise DataError(
+            f"offline data {file} does not match its own hash. Delete it; it will be written again."
+        )
     ends = np.cumsum(arrays["length"])
     responses = []
     for begin, end, finish in zip(ends - arrays["length"], ends, arrays["finish"], strict=True):

@@ -138,7 +138,9 @@ class _Book:
         self.is_open = np.ones(num_rows, dtype=bool)
         self.finish: list[Finish] = ["length"] * num_rows
 
-    def write(self, row_B: Tensor, token_B: Tensor, logp_B: Tensor, by_student_B: Tensor, eos_B: Tensor) -> Tensor:
+    def write(
+        self, row_B: Tensor, token_B: Tensor, logp_B: Tensor, by_student_B: Tensor, eos_B: Tensor
+    ) -> Tensor:
         """Take one token a row; returns which of the given rows have ended by now."""
         row, token = row_B.cpu().numpy(), token_B.cpu().numpy()
         open_rows = self.is_open[row]

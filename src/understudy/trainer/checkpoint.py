@@ -1,8 +1,8 @@
 """Checkpoints: a Hugging Face folder that anybody can load, and beside it what the loop needs to go on.
 
-    <run>/checkpoints/step-000120/   config.json, model.safetensors, tokenizer...   loadable by AutoModelForCausalLM
-                         state/      accelerate's state (weights as trained, optimiser, random states), progress.json
-    <run>/best, <run>/final          the Hugging Face folder alone
+<run>/checkpoints/step-000120/   config.json, model.safetensors, tokenizer...   loadable by AutoModelForCausalLM
+                     state/      accelerate's state (weights as trained, optimiser, random states), progress.json
+<run>/best, <run>/final          the Hugging Face folder alone
 """
 
 from __future__ import annotations

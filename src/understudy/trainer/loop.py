@@ -111,7 +111,9 @@ def _replayed(s: Setup, progress: Progress, pool: Sequence[Trajectory]) -> list[
 def _evaluate(s: Setup, progress: Progress, clock: Clock) -> Evaluation:
     with clock.phase("evaluate"):
         evaluation = s.evaluate()
-    s.journal.write("metrics", {"kind": "eval", "stage": s.stage, **_counters(progress), **evaluation.to_json()})
+    s.journal.write(
+        "metrics", {"kind": "eval", "stage": s.stage, **_counters(progress), **evaluation.to_json()}
+    )
     for shown in evaluation.rollouts:
         s.journal.write("trajectories", {"step": progress.total_steps, **shown})
     best = s.recipe.evaluate.best_metric

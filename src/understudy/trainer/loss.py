@@ -42,7 +42,9 @@ def gate_of(method: Method, batch: TrainBatch) -> Tensor:
     return _GATES[method.gate](batch.is_response_BT, batch.is_student_BT)
 
 
-def label(batch: TrainBatch, gate_BT: Tensor, objective: Objective, expert: Expert | None, seed: int) -> Labels:
+def label(
+    batch: TrainBatch, gate_BT: Tensor, objective: Objective, expert: Expert | None, seed: int
+) -> Labels:
     """Ask the expert for what the objective needs at the gated positions.
 
     A token drawn from the expert comes from its trajectory's own stream: asking again gives the same label.
@@ -67,7 +69,10 @@ def label(batch: TrainBatch, gate_BT: Tensor, objective: Objective, expert: Expe
 def draw_labels(law: Law, uniform_N: Tensor) -> Tensor:
     """One token a row from the law, a tile of rows at a time."""
     tiles = range(0, law.num_rows, _TILE_ROWS)
-    drawn = [inverse_cdf(law.logp(i, min(i + _TILE_ROWS, law.num_rows)), uniform_N[i : i + _TILE_ROWS]) for i in tiles]
+    drawn = [
+        inverse_cdf(law.logp(i, min(i + _TILE_ROWS, law.num_rows)), uniform_N[i : i + _TILE_ROWS])
+        for i in tiles
+    ]
     return torch.cat(drawn) if drawn else torch.empty(0, dtype=torch.long, device=uniform_N.device)
 
 
@@ -94,7 +99,9 @@ class StudentLoss(nn.Module):
         self.model = model
         self.vocab_size = vocab_size
 
-    def forward(self, token_BT: Tensor, labels: Labels, row_loss: RowLoss, weight_N: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, token_BT: Tensor, labels: Labels, row_loss: RowLoss, weight_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """(sum of weight * value, value_N); the law of token t stands at position t - 1."""
         hidden_ND = hidden_states(self.model, token_BT)[:, :-1][labels.gate_BT[:, 1:]]
         return loss_from_hidden(

@@ -119,7 +119,9 @@ def _require_finite(value_N: Tensor, gate_BT: Tensor, batch: TrainBatch, progres
         )
 
 
-def _apply(s: Setup, rate: float, progress: Progress, trajectories: Sequence[Trajectory], *, has_gradient: bool) -> float:
+def _apply(
+    s: Setup, rate: float, progress: Progress, trajectories: Sequence[Trajectory], *, has_gradient: bool
+) -> float:
     norm = s.accelerator.clip_grad_norm_(s.student.parameters(), s.recipe.optimizer.clip_norm)
     norm = float(norm) if norm is not None else 0.0
     # With fp16 a scaled gradient may overflow; the scaler then skips the step by itself.

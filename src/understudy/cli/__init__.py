@@ -1,0 +1,70 @@
+"""The command line: one file per command - parse, call one function, print.
+
+Nothing here imports torch before a command runs: `understudy --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from understudy.cli import compare, doctor, evaluate, init, methods, report, train
+from understudy.cli.printing import complain
+from understudy.errors import UnderstudyError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+
+
+class _Commands(TyperGroup):
+    """What every command has in common: how it ends when something is wrong."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UnderstudyError as error:
+            complain(f"error: {error}")
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            complain("interrupted. What was written stays; go on with --resume where the command has it.")
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    name="understudy",
+    cls=_Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    # Plain help: the same text on every terminal, in docs/cli.md, and without waiting for a renderer.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Imitation-learning post-training of language models: train with any method, compare methods, prove it.",
+)
+
+
+def _version(is_asked: bool) -> None:
+    if is_asked:
+        from understudy import __version__
+
+        typer.echo(f"understudy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None: ...
+
+
+for _command in (train, compare, evaluate, report, methods, doctor, init):
+    _name = _command.__name__.rsplit(".", 1)[-1]
+    app.command(_name)(getattr(_command, _name))
+
+
+def main() -> None:
+    """The console script. Exit codes: 0 done, 1 done but something failed or is wrong, 2 bad input, 130 interrupted."""
+    app(prog_name="understudy")
