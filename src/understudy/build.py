@@ -66,7 +66,7 @@ def build(
             f"task {task.name} states no vocab_size and the student has no tokenizer; one of them must."
         )
     student = build_student(recipe, vocab_size, task.eos_ids | eos_ids, checkpoint).to(device)
-    _check_context(recipe, student, task)
+    check_context(recipe, student, task)
     if expert is None and recipe.expert is not None:
         expert = build_expert(recipe, task, tokenizer, vocab_size, device)
     if noise is None and recipe.expert is not None and recipe.expert.noise is not None:
@@ -162,7 +162,12 @@ def build_student(
     return model if config.lora is None else add_lora(model, config.lora, seed=recipe.seed)
 
 
-def _check_context(recipe: Recipe, student: nn.Module, task: Task) -> None:
+def check_context(recipe: Recipe, student: nn.Module, task: Task) -> None:
+    """Refuse prompts and responses whose longest together do not fit the student's context.
+
+    Raises:
+        ConfigError: they do not.
+    """
     context = context_length(student)
     longest = recipe.train.max_new_tokens or task.max_new_tokens
     prompt = getattr(recipe.task, "max_prompt_tokens", None)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import io
 import json
-import multiprocessing
 import queue
 import threading
 import time
-import traceback
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from understudy.config import Recipe, cell_recipe, recipe_from_table, warm_start_recipe
-from understudy.errors import ConfigError, UnderstudyError
+from understudy.config import Recipe, cell_recipe, warm_start_recipe
+from understudy.errors import ConfigError
 from understudy.files import remove, write_json
 from understudy.progress import bars
 from understudy.reports.folders import load_compare
 from understudy.reports.tables import compare_rows
-from understudy.run import OwnParts, finished_run, make_expert, refuse_changed, train
+from understudy.run import OwnParts, finished_run, make_expert, refuse_changed
+from understudy.worker import Worker, WorkerDied, job_of, run_job
 
 
 @dataclass
@@ -35,6 +31,7 @@ class _Job:
     recipe: Recipe
     folder: Path
     needs: _Job | None = None
+    stage: str = "main"
     status: str = "pending"
     error: str | None = None
     ended: threading.Event = field(default_factory=threading.Event)
@@ -111,7 +108,9 @@ def _jobs(recipe: Recipe, folder: Path) -> list[_Job]:
     for seed in recipe.compare.seeds:
         first = warm_start_recipe(replace(recipe, seed=seed))
         if first is not None:
-            first_jobs[seed] = _Job("warm start", seed, first, folder / "warm_start" / f"seed{seed}")
+            first_jobs[seed] = _Job(
+                "warm start", seed, first, folder / "warm_start" / f"seed{seed}", stage="warm_start"
+            )
         for label in recipe.compare.methods:
             place = folder / "cells" / f"{label}-seed{seed}"
             cells.append(
@@ -126,6 +125,7 @@ class _Board:
     def __init__(self, folder: Path, recipe: Recipe, jobs: list[_Job]) -> None:
         self.folder, self.recipe, self.jobs = folder, recipe, jobs
         self.lock = threading.Lock()
+        self.workers: set[Worker] = set()
 
     def write(self) -> None:
         assert self.recipe.compare is not None
@@ -140,7 +140,7 @@ class _Board:
                 "error": job.error,
             }
             for job in self.jobs
-            if job.label != "warm start"
+            if job.stage == "main"
         ]
         head = {
             "recipe": self.recipe.name,
@@ -174,6 +174,9 @@ def _run_jobs(
         _watch(jobs, threads, console)
     finally:
         stop.set()
+        if any(thread.is_alive() for thread in threads):  # interrupted: the runs can be resumed
+            for worker in board.workers:
+                worker.close()
         for thread in threads:
             thread.join()
 
@@ -182,7 +185,7 @@ def _work(
     waiting: queue.SimpleQueue[_Job], board: _Board, own: OwnParts | None, stop: threading.Event
 ) -> None:
     """One worker: a process of its own that takes job after job. If the process dies, only its job is lost."""
-    pool: concurrent.futures.ProcessPoolExecutor | None = None
+    worker: Worker | None = None
     while not stop.is_set():
         try:
             job = waiting.get_nowait()
@@ -196,45 +199,27 @@ def _work(
                 _end(job, board, "failed", f"its warm start failed: {job.needs.error}")
                 continue
         job.status = "running"
+        warm_start = job.needs.folder if job.needs is not None else None
+        order = job_of(job.recipe.to_table(), job.folder, warm_start, job.stage)
         if own is not None:
-            outcome = _run_one(job.recipe.to_table(), job.folder, _final(job), own)
+            error = run_job(order, **vars(own))
         else:
-            pool = pool or concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+            worker = worker or Worker()
+            board.workers.add(worker)
             try:
-                running = pool.submit(_run_one, job.recipe.to_table(), job.folder, _final(job), None)
-                outcome = running.result()
-            except BrokenProcessPool:
-                pool, outcome = None, "its process died (out of memory, or killed)"
-        _end(job, board, "done" if outcome is None else "failed", outcome)
-    if pool is not None:
-        pool.shutdown()
-
-
-def _final(job: _Job) -> Path | None:
-    return job.needs.folder if job.needs is not None else None
+                error = worker.run(order)
+            except WorkerDied as death:
+                worker, error = None, str(death)
+        if not stop.is_set():
+            _end(job, board, "done" if error is None else "failed", error)
+    if worker is not None:
+        worker.close()
 
 
 def _end(job: _Job, board: _Board, status: str, error: str | None) -> None:
     job.status, job.error = status, error
     job.ended.set()
     board.write()
-
-
-def _run_one(
-    table: dict[str, Any], folder: Path, warm_start: Path | None, own: OwnParts | None
-) -> str | None:
-    """Runs in a worker process; returns what went wrong, as text that survives the way back."""
-    recipe = recipe_from_table(table)
-    stage = "warm_start" if folder.parent.name == "warm_start" else "main"
-    quiet = Console(file=io.StringIO())
-    try:
-        parts = vars(own) if own is not None else {}
-        train(recipe, folder, resume=True, warm_start=warm_start, console=quiet, stage=stage, **parts)
-    except UnderstudyError as error:
-        return str(error)
-    except Exception:  # noqa: BLE001 - one broken cell must not lose the others; its whole trace is kept
-        return traceback.format_exc()
-    return None
 
 
 def _watch(jobs: list[_Job], threads: list[threading.Thread], console: Console) -> None:

@@ -399,20 +399,47 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] =
     """
     file = Path(path)
     file = file / "recipe.toml" if file.is_dir() else file
-    try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"no recipe at {file}. Give a folder that holds recipe.toml, or a .toml file."
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not valid TOML: {error}.") from None
+    table = _read_toml(file, seen=())
     if not isinstance(overrides, Mapping):
         overrides = dict(parse_override(text) for text in overrides)
     try:
         return recipe_from_table(table, overrides)
     except ConfigError as error:
         raise ConfigError(f"{error} ({file})") from None
+
+
+def _read_toml(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The table of a file; `extends = "other.toml"` (beside it) takes another recipe's settings where it has none.
+
+    A [compare] table replaces the other's whole.
+    """
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"no recipe at {file}. Give a folder that holds recipe.toml, or a .toml file."
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {file}: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}.") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {file}: {error.strerror}.") from None
+    base = table.pop("extends", None)
+    if base is None:
+        return table
+    if file in seen or not isinstance(base, str):
+        raise ConfigError(f"extends must name another recipe file, got {base!r} ({file}).")
+    return _merged(_read_toml(file.parent / base, (*seen, file)), table)
+
+
+def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        # A comparison is taken whole: the base's cells are not wanted beside the new ones.
+        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping) and key != "compare"
+        merged[key] = _merged(base[key], value) if both else value
+    return merged
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -456,6 +483,11 @@ def check_recipe(recipe: Recipe) -> None:
         )
     if recipe.compare is not None:
         _check_compare(recipe.compare)
+        for label in recipe.compare.methods:
+            try:
+                cell_recipe(recipe, label, recipe.compare.seeds[0])
+            except ConfigError as error:
+                raise ConfigError(f"compare.methods, {label}: {error}") from None
 
 
 def _check_method(recipe: Recipe, method: Method) -> None:
@@ -506,6 +538,12 @@ def _check_compare(compare: CompareConfig) -> None:
     _require(compare.workers > 0, f"compare.workers must be > 0, got {compare.workers}.")
     for group in (compare.methods, compare.seeds):
         _require(len(set(group)) == len(group), f"compare lists something twice: {list(group)}.")
+    for label in compare.methods:
+        harmless = label == label.strip() and label and all(c.isalnum() or c in " ._=+-" for c in label)
+        _require(
+            bool(harmless) and not label.startswith("."),
+            f"compare.methods names folders; use letters, digits, spaces and . _ = + - only, got {label!r}.",
+        )
     for label, settings in compare.overrides.items():
         _require(label in compare.methods, f"compare.overrides.{label} names no entry of compare.methods.")
         for key in flatten(settings):
@@ -515,7 +553,7 @@ def _check_compare(compare: CompareConfig) -> None:
                 section in allowed, f"compare.overrides.{label} may set {', '.join(allowed)}, not {key}."
             )
     for label in compare.methods:
-        name = compare.overrides.get(label, {}).get("method.name", label)
+        name = flatten(compare.overrides.get(label, {})).get("method.name", label)
         method_named(str(name))
 
 
@@ -527,6 +565,31 @@ def cell_recipe(recipe: Recipe, label: str, seed: int) -> Recipe:
     table["method"] = {"name": label} if label in METHODS else {}
     table.pop("compare")
     return recipe_from_table(table, {**overrides, "seed": seed})
+
+
+def narrowed(
+    recipe: Recipe, *, methods: Sequence[str] | None = None, seeds: Sequence[int] | None = None
+) -> Recipe:
+    """The recipe with other methods or seeds to compare; overrides of methods that are left out go with them.
+
+    Raises:
+        ConfigError: an unknown method, a combination that cannot run, something listed twice, or nothing to compare.
+    """
+    if methods is None and seeds is None:
+        return recipe
+    if recipe.compare is None and methods is None:
+        raise ConfigError(f"recipe {recipe.name} has no [compare] table, so the methods must be given.")
+    compare = recipe.compare or CompareConfig(methods=tuple(methods or ()))
+    chosen = compare.methods if methods is None else tuple(methods)
+    compare = replace(
+        compare,
+        methods=chosen,
+        seeds=compare.seeds if seeds is None else tuple(seeds),
+        overrides={label: table for label, table in compare.overrides.items() if label in chosen},
+    )
+    recipe = replace(recipe, compare=compare)
+    check_recipe(recipe)
+    return recipe
 
 
 def expert_recipe(recipe: Recipe) -> tuple[Recipe, Path] | None:

@@ -32,7 +32,7 @@ from understudy.rollouts.hf import HFDecoder
 from understudy.rollouts.offline import OfflineData, offline_folder
 from understudy.rollouts.sampler import Limits
 from understudy.settings import flatten, to_table
-from understudy.tasks.task import Task
+from understudy.tasks.task import Split, Task
 from understudy.trainer.checkpoint import Progress, checkpoints, load_checkpoint, save_model
 from understudy.trainer.journal import Journal
 from understudy.trainer.loop import run_rounds
@@ -340,16 +340,18 @@ def limits_of(recipe: Recipe, parts: Parts) -> Limits:
     )
 
 
-def evaluation_plan(recipe: Recipe, parts: Parts, limits: Limits) -> Plan:
-    """What a run of this recipe measures, on its validation prompts.
+def evaluation_plan(
+    recipe: Recipe, parts: Parts, limits: Limits, split: Split = "validation"
+) -> Plan:
+    """What a run of this recipe measures, on its validation prompts unless another split is asked for.
 
     Raises:
         ConfigError: there are none.
     """
-    prompts = parts.task.prompts("validation", 0, recipe.evaluate.prompts)
+    prompts = parts.task.prompts(split, 0, recipe.evaluate.prompts)
     if not prompts:
         raise ConfigError(
-            "the task has no validation prompts. Give task.validation (a file) or task.validation_rows (held out of train)."
+            f"the task has no {split} prompts. Give task.validation (a file) or task.validation_rows (held out of train)."
         )
     return Plan(
         task=parts.task,

@@ -1,190 +1,33 @@
-"""Hidden states x heads -> loss: every path of the one quantity, and what must not happen on the way.
-
-The expected values come from closed forms in Python floats and explicit chain rule, without autograd.
-"""
+"""Hidden states x heads -> loss: every path of the one quantity, and what must not happen on the way."""
 
 from __future__ import annotations
 
 import math
-from functools import partial
-from itertools import accumulate
 
 import pytest
 import torch
-from objective_oracles import (
-    INF,
-    TOLERANCES,
-    assert_close,
-    forward,
-    forward_grad,
-    jsd,
-    jsd_grad,
-    leaf_grad,
-    reverse,
-    reverse_grad,
-    softmax,
+from chunked_cases import (
+    HEADS,
+    LOSSES,
+    PATHS,
+    D,
+    N,
+    V,
+    exact_logits,
+    expected_results,
+    inputs_of,
+    make_head,
+    make_rows,
+    randn,
+    run,
+    uniforms_inside,
 )
+from objective_oracles import INF, TOLERANCES, assert_close, leaf_grad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from understudy.objectives.channel import NoiseChannel, through_channel
 from understudy.objectives.chunked import default_rows_per_tile, loss_from_hidden, loss_from_logits
-from understudy.objectives.divergences import (
-    against_expert,
-    forward_kl_from_logp,
-    generalized_jsd_from_logp,
-    reverse_kl_from_logp,
-)
-from understudy.objectives.estimators import (
-    auxiliary_token_reverse_kl,
-    policy_gradient_reverse_kl,
-    single_label_forward_kl,
-)
+from understudy.objectives.estimators import single_label_forward_kl
 from understudy.objectives.laws import DenseLaw, Head, HeadLaw
-
-N, V, D = 7, 6, 4
-ETA, NU = 0.25, [0.2, 0.3, 0.1, 0.1, 0.3, 0.0]
-
-
-def token_grad(p, token, factor):
-    return [factor * ((v == token) - x) for v, x in enumerate(p)]
-
-
-def policy(p, q, token):
-    return math.log(p[token] / q[token])
-
-
-def drawn(p, uniform):
-    return next(v for v, total in enumerate(accumulate(p)) if total > uniform)
-
-
-def noised(p):
-    return [(1 - ETA) * a + ETA * b for a, b in zip(p, NU, strict=True)]
-
-
-def noised_forward_grad(p, q):
-    by_prob = [-b * (1 - ETA) / c for b, c in zip(q, noised(p), strict=True)]
-    mean = math.fsum(a * g for a, g in zip(p, by_prob, strict=True))
-    return [a * (g - mean) for a, g in zip(p, by_prob, strict=True)]
-
-
-# name: (row loss, value of a row, its gradient by logit), the last two of (p, q, token, uniform)
-LOSSES = {
-    "forward": (
-        against_expert(forward_kl_from_logp),
-        lambda p, q, t, u: forward(p, q),
-        lambda p, q, t, u: forward_grad(p, q),
-    ),
-    "reverse": (
-        against_expert(reverse_kl_from_logp),
-        lambda p, q, t, u: reverse(p, q),
-        lambda p, q, t, u: reverse_grad(p, q),
-    ),
-    "jsd": (
-        against_expert(partial(generalized_jsd_from_logp, beta=0.3)),
-        lambda p, q, t, u: jsd(p, q, 0.3),
-        lambda p, q, t, u: jsd_grad(p, q, 0.3),
-    ),
-    "label": (
-        single_label_forward_kl,
-        lambda p, q, t, u: -math.log(p[t]),
-        lambda p, q, t, u: token_grad(p, t, -1),
-    ),
-    "policy": (
-        policy_gradient_reverse_kl,
-        lambda p, q, t, u: policy(p, q, t),
-        lambda p, q, t, u: token_grad(p, t, policy(p, q, t)),
-    ),
-    "auxiliary": (
-        auxiliary_token_reverse_kl,
-        lambda p, q, t, u: policy(p, q, drawn(p, u)),
-        lambda p, q, t, u: token_grad(p, drawn(p, u), policy(p, q, drawn(p, u))),
-    ),
-    "noised": (
-        through_channel(
-            against_expert(forward_kl_from_logp), NoiseChannel(ETA, torch.tensor(NU, dtype=torch.float64))
-        ),
-        lambda p, q, t, u: forward(noised(p), q),
-        lambda p, q, t, u: noised_forward_grad(p, q),
-    ),
-}
-HEADS = {
-    "plain": {},
-    "bias": {"has_bias": True},
-    "scale": {"scale": 0.25},
-    "softcap": {"softcap": 1.5},
-    "all": {"has_bias": True, "scale": 1.7, "softcap": 2.0},
-}
-PATHS = {"dense": None, "tile-1": 1, "tile-3": 3, "tile-N": N, "tile-N+7": N + 7}
-
-
-def randn(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def make_head(dtype, *, has_bias=False, scale=1.0, softcap=None, seed=0):
-    weight = randn(V, D, seed=seed).to(dtype).requires_grad_()
-    bias = randn(V, seed=seed + 1).to(dtype).requires_grad_() if has_bias else None
-    return Head(weight, bias, scale=scale, softcap=softcap)
-
-
-def make_rows():
-    return {
-        "weight_N": torch.tensor([1.0, 0.5, 0.0, 2.0, 1.0, 0.25, 1.0]),
-        "token_N": torch.tensor([0, 1, 2, 3, 4, 5, 0]),
-        "uniform_N": torch.linspace(0.05, 0.95, N, dtype=torch.float64),
-    }
-
-
-def uniforms_inside(student_rows):
-    """One number a row in the middle of a token's interval, so that rounding of the law moves no draw."""
-    tokens = [(3 * i + 1) % V for i in range(len(student_rows))]
-    middles = [sum(p[:t]) + p[t] / 2 for p, t in zip(map(softmax, student_rows), tokens, strict=True)]
-    return torch.tensor(middles, dtype=torch.float64)
-
-
-def exact_logits(hidden, head):
-    """Logits in float64 from the inputs as they are, and their derivative by the matrix product."""
-    product = hidden.detach().double() @ head.weight_VD.detach().double().T
-    product = product + (0 if head.bias_V is None else head.bias_V.detach().double())
-    logits, slope = product * head.scale, torch.full_like(product, head.scale)
-    if head.softcap is None:
-        return logits, slope
-    bent = torch.tanh(logits / head.softcap)
-    return head.softcap * bent, slope * (1 - bent**2)
-
-
-def expected_results(loss_name, hidden, head, expert_logp, rows, upstream):
-    """Loss, value and gradients in float64 from the inputs as they are, by closed forms and chain rule."""
-    _, value_of, grad_of = LOSSES[loss_name]
-    hidden, weight = hidden.detach().double(), head.weight_VD.detach().double()
-    logits, slope = exact_logits(hidden, head)
-    given = [
-        (softmax(a), [math.exp(x) for x in b], t, u)
-        for a, b, t, u in zip(
-            logits.tolist(),
-            expert_logp.tolist(),
-            rows["token_N"].tolist(),
-            rows["uniform_N"].tolist(),
-            strict=True,
-        )
-    ]
-    value = torch.tensor([value_of(*row) for row in given], dtype=torch.float64)
-    weight_n = rows["weight_N"].double()
-    by_logit = torch.tensor([grad_of(*row) for row in given], dtype=torch.float64)
-    by_product = upstream * weight_n[:, None] * by_logit * slope
-    grads = [by_product @ weight, by_product.T @ hidden, by_product.sum(0)]
-    return (weight_n * value).sum(), value, grads[: 2 if head.bias_V is None else 3]
-
-
-def run(path, loss_name, hidden, head, law, rows):
-    row_loss = LOSSES[loss_name][0]
-    if path == "dense":
-        return loss_from_logits(row_loss, head.logits(hidden), law=law, **rows)
-    return loss_from_hidden(row_loss, hidden, head, law=law, rows_per_tile=PATHS[path], **rows)
-
-
-def inputs_of(hidden, head):
-    return [hidden, head.weight_VD, *([] if head.bias_V is None else [head.bias_V])]
 
 
 @pytest.mark.parametrize("path", list(PATHS))

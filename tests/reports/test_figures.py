@@ -67,6 +67,9 @@ def test_learning_curve_ends_at_the_mean_of_the_table(compare):
         assert label.xy[1] * axes.get_ylim()[1] == pytest.approx(y[-1], abs=1e-12)  # the axis begins at 0
     thin = [line for line in axes.lines if line.get_linewidth() == 0.7]
     assert len(thin) == 3 + 3 + 2
+    grey = [line for line in axes.lines if line.get_linewidth() == 1.0]
+    for line, warm in zip(grey, compare.warm_starts, strict=True):
+        assert list(line.get_ydata()) == [r["metrics"]["expert_kl_nats"]["value"] for r in warm.evals]
     assert len(axes.collections) == 2  # a band needs three seeds: nail-r has two
     assert axes.get_title(loc="left") == "KL(expert || student) by expert queries"
 

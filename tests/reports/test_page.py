@@ -104,7 +104,10 @@ def test_hostile_text_is_escaped_everywhere(tmp_path):
         "finish": HOSTILE,
     }
     marked = {**sample, "is_student": [True] * len(HOSTILE.split())}
-    folder = write_run(tmp_path / "run", "nail-f", 0, range(25, 51, 25), "main", samples=[sample, marked])
+    unmarked = {**sample, "score": None}
+    folder = write_run(
+        tmp_path / "run", "nail-f", 0, range(25, 51, 25), "main", samples=[sample, marked, unmarked]
+    )
     metrics = {HOSTILE: {"value": 0.5, "low": None, "high": None, "n": 1}}
     record = {"kind": "eval", "step": 1, "metrics": metrics, "seconds": {"train": 1.0}}
     (folder / "metrics.jsonl").write_text(
@@ -142,7 +145,10 @@ def test_compare_with_nothing_done_lists_the_errors(tmp_path):
 
 
 def test_a_report_that_fails_leaves_the_old_one_whole(run_folder, monkeypatch):
-    (run_folder / "report.html").write_text("old")
+    picture = run_folder / "figures/learning_accuracy_greedy_by_trajectories.png"
+    picture.parent.mkdir()
+    for path in (picture, run_folder / "report.html"):
+        path.write_text("old")
 
     def full_disk(*_):
         raise OSError("No space left on device")
@@ -150,7 +156,7 @@ def test_a_report_that_fails_leaves_the_old_one_whole(run_folder, monkeypatch):
     monkeypatch.setattr(page.os, "replace", full_disk)
     with pytest.raises(OSError, match="No space"):
         write_report(run_folder)
-    assert (run_folder / "report.html").read_text() == "old"
+    assert [path.read_text() for path in (picture, run_folder / "report.html")] == ["old", "old"]
     assert list(run_folder.rglob("*.tmp")) == []
 
 

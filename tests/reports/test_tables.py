@@ -102,7 +102,7 @@ def test_null_and_missing_metrics_are_absent_not_zero(run_folder):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for line in lines:
         if line["kind"] == "eval":
-            line["metrics"]["validation_loss_nats"] = {"value": None, "low": None, "high": None, "n": 0}
+            line["metrics"]["validation_loss_nats"] = {"value": None, "low": None, "high": None, "n": 9}
             del line["metrics"]["accuracy_sampled"]
             line["metrics"]["reverse_expert_kl_nats"] = {"value": math.inf, "low": None, "high": None, "n": 9}
             line["metrics"]["made_up"] = {"value": -2.0, "low": -3.0, "high": -1.0, "n": 9}

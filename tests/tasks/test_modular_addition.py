@@ -72,6 +72,7 @@ def test_a_batch_across_a_block_is_its_two_halves():
     whole = task.prompts("train", BLOCK - 70, 128)
     assert whole == task.prompts("train", BLOCK - 70, 70) + task.prompts("train", BLOCK, 58)
     assert len({p.token_ids for p in whole}) > 120
+    assert [p.id for p in whole] == [f"train/{i}" for i in range(BLOCK - 70, BLOCK + 58)]
 
 
 def test_the_stream_is_pinned():

@@ -100,7 +100,7 @@ def test_limits_are_exact_and_named():
     prompt, reference = encoded(encoder(), row())
     exact: dict[str, Any] = {"max_prompt_tokens": len(prompt), "max_new_tokens": len(reference)}
     assert encoded(encoder(**exact), row()) == (prompt, reference)
-    less = exact | {"max_prompt_tokens": len(prompt) - 1}
+    less: dict[str, Any] = exact | {"max_prompt_tokens": len(prompt) - 1}
     found = rf"rows.jsonl, line 3: the prompt has {len(prompt)} tokens and max_prompt_tokens is "
     found += rf"{len(prompt) - 1}\."
     with pytest.raises(DataError, match=found + r".*raise max_prompt_tokens.*too_long = \"drop\""):

@@ -130,8 +130,8 @@ def load_run(folder: str | Path) -> RunData:
 def load_compare(folder: str | Path) -> CompareData:
     """Read a compare folder: `compare.json`, every cell that is done, and the shared warm starts.
 
-    A cell names its warm start in `warm_start` (a folder relative to the compare folder); without it, the
-    only warm start of the same seed is taken.
+    A cell names its warm start in `warm_start` (relative to the compare folder; null: it has none). Without
+    that key it is the only warm start of the same seed, if there is just one.
 
     Raises:
         DataError: `compare.json` is missing or not a JSON object, or a run folder is malformed.

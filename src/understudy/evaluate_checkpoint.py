@@ -1,0 +1,74 @@
+"""Measure a checkpoint as a run would measure its student, without training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from understudy.build import build
+from understudy.config import Recipe, load_recipe, parse_override, recipe_from_table
+from understudy.errors import ConfigError
+from understudy.evaluation.score import Evaluation, evaluate
+from understudy.experts.expert import Expert
+from understudy.experts.noisy import Noise
+from understudy.run import evaluation_plan, limits_of
+from understudy.tasks.task import Split, Task
+
+
+def evaluate_checkpoint(
+    checkpoint: str | Path,
+    recipe: Recipe,
+    *,
+    split: Split = "validation",
+    task: Task | None = None,
+    expert: Expert | None = None,
+    noise: Noise | None = None,
+) -> Evaluation:
+    """What the evaluator of `recipe` says about a checkpoint, on the first `recipe.evaluate.prompts` of a split.
+
+    On the validation split, with the run's own recipe, these are the numbers of the run's last evaluation.
+
+    Args:
+        task, expert, noise: own objects in place of the recipe's.
+    Raises:
+        ConfigError, DataError, ModelError: one sentence on what does not fit.
+    """
+    # A checkpoint holds merged weights: adapters on top of it would only cost time.
+    recipe = replace(recipe, student=replace(recipe.student, lora=None))
+    torch.set_num_threads(recipe.train.threads)
+    device = PartialState(cpu=recipe.train.device == "cpu").device
+    parts = build(recipe, device=device, checkpoint=str(checkpoint), task=task, expert=expert, noise=noise)
+    return evaluate(parts.student, evaluation_plan(recipe, parts, limits_of(recipe, parts), split))
+
+
+def checkpoint_and_recipe(
+    place: str | Path, recipe: str | Path | None, overrides: Mapping[str, object] | Sequence[str] = ()
+) -> tuple[Path, Recipe]:
+    """The checkpoint folder and recipe that a user means by a checkpoint or run folder, and perhaps a recipe.
+
+    Raises:
+        ConfigError: no such folder, an unfinished run, or a checkpoint without a recipe.
+    """
+    place = Path(place)
+    described = place / "recipe.json"
+    is_run = described.is_file()
+    if not place.is_dir():
+        raise ConfigError(f"no checkpoint or run folder at {place}. Give a folder with config.json, or a run folder.")
+    if is_run and not (place / "final").is_dir():
+        raise ConfigError(
+            f"{place} has no final checkpoint: the run is not finished. Go on with it (train --resume), or give one of "
+            f"its checkpoints below {place / 'checkpoints'}."
+        )
+    checkpoint = place / "final" if is_run else place
+    if recipe is not None:
+        return checkpoint, load_recipe(recipe, overrides)
+    if not is_run:
+        raise ConfigError(f"{place} is a checkpoint without a recipe. Say what to measure with --recipe.")
+    if not isinstance(overrides, Mapping):
+        overrides = dict(parse_override(text) for text in overrides)
+    return checkpoint, recipe_from_table(json.loads(described.read_text(encoding="utf-8")), overrides)

@@ -1,0 +1,154 @@
+"""The transformers decoder: the model's own law, whatever the padding and whoever else is in the batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small import (
+    FAMILIES,
+    LOGP_TOLERANCE,
+    VOCAB,
+    as_trajectories,
+    make_model,
+    make_prompts,
+    respond,
+)
+
+from understudy.errors import DataError
+from understudy.experts.local import LocalExpert
+from understudy.methods import METHODS
+from understudy.objectives.estimators import single_label_forward_kl
+from understudy.records import Prompt
+from understudy.rollouts.hf import HFDecoder, evaluating
+from understudy.rollouts.sampler import Limits
+from understudy.trainer.collate import collate
+from understudy.trainer.loss import gate_of, label, position_values
+
+LIMITS = Limits(max_new_tokens=10, eos_ids=frozenset({3, 11}))
+UNEVEN = (4, 1, 9, 6, 2, 9)
+CPU = torch.device("cpu")
+families = pytest.mark.parametrize("family", FAMILIES)
+
+
+def closely(found, expected) -> None:
+    assert [r.token_ids for r in found] == [r.token_ids for r in expected]
+    assert [r.finish for r in found] == [r.finish for r in expected]
+    for a, b in zip(found, expected, strict=True):
+        assert a.logp == pytest.approx(b.logp, abs=LOGP_TOLERANCE)
+
+
+@families
+def test_greedy_is_generate(family):
+    """Token for token `model.generate(do_sample=False)`, one prompt at a time and without padding.
+
+    Fails if positions, masks, the cache or the order of its rows are off by anything.
+    """
+    model = make_model(family, seed=1)
+    prompts = make_prompts(UNEVEN, seed=1)
+    ours = respond(model, prompts, limits=LIMITS, temperature=0.0)
+    assert {r.finish for r in ours} == {"eos", "length"}, "the case must have rows that leave early"
+    for prompt, response in zip(prompts, ours, strict=True):
+        theirs = model.generate(
+            torch.tensor([prompt.token_ids]),
+            attention_mask=torch.ones(1, len(prompt.token_ids), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=LIMITS.max_new_tokens,
+            eos_token_id=sorted(LIMITS.eos_ids),
+            pad_token_id=0,
+        )
+        assert response.token_ids == tuple(theirs[0, len(prompt.token_ids) :].tolist())  # pyright: ignore
+
+
+@families
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_left_padding_is_right_padding(family, temperature):
+    """Fails if position ids count the padding, or the mask lets a row see it."""
+    if family == "gemma3":
+        pytest.skip("a window of attention counts slots of the cache: only left padding keeps a row's in one piece")
+    model, prompts = make_model(family, seed=2), make_prompts(UNEVEN, seed=2)
+    left = respond(model, prompts, limits=LIMITS, temperature=temperature, padding="left")
+    right = respond(model, prompts, limits=LIMITS, temperature=temperature, padding="right")
+    closely(left, right)
+
+
+@families
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_trajectory_does_not_depend_on_its_batch(family, temperature):
+    """Alone, among others, in another order, among many that finish at once: the same tokens.
+
+    Fails if random numbers go by slot, if `keep` mixes up rows, or if a finished neighbour moves a row.
+    """
+    model, prompts = make_model(family, seed=3), make_prompts(UNEVEN, seed=3)
+
+    def answers(given):
+        return respond(model, given, limits=LIMITS, temperature=temperature)
+
+    together = answers(prompts)
+    lengths = [len(r.token_ids) for r in together]
+    assert len(set(lengths)) > 2, "the case must have rows that leave at different times"
+    closely([answers([p])[0] for p in prompts], together)
+    order = [3, 0, 5, 1, 4, 2]
+    closely(answers([prompts[i] for i in order]), [together[i] for i in order])
+    longest, shortest = lengths.index(max(lengths)), lengths.index(min(lengths))
+    crowd = [Prompt(id=prompts[shortest].id, token_ids=prompts[shortest].token_ids)] * 7
+    closely(answers([*crowd, prompts[longest]])[-1:], [together[longest]])
+
+
+@families
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
+def test_log_probs_are_those_of_a_rescore(family, temperature):
+    """Stored log-probs = those of the trainer's own forward pass = those of the same model as an expert, at
+    temperature 1 whatever the draw's temperature.
+
+    Fails if the head (soft cap, scale), the shift by one or the temperature differ between rollout and loss.
+    """
+    model, prompts = make_model(family, seed=4), make_prompts(UNEVEN, seed=4)
+    responses = respond(model, prompts, limits=LIMITS, temperature=temperature)
+    batch = collate(as_trajectories(prompts, responses), CPU)
+    gate_BT = gate_of(METHODS["opd-f"], batch)
+    labels = label(batch, gate_BT, METHODS["sft"].objective(), None, seed=0)
+    losses = {"x": single_label_forward_kl}
+    stored_N = torch.tensor([x for r in responses for x in r.logp], dtype=torch.float64)
+    rescored_N = -position_values(model, VOCAB, batch, labels, losses)["x"].double()
+    torch.testing.assert_close(rescored_N, stored_N, rtol=0, atol=LOGP_TOLERANCE)
+    law = LocalExpert(model, VOCAB).law(batch, gate_BT)
+    assert labels.token_N is not None
+    by_expert_N = law.logp(0, law.num_rows).gather(-1, labels.token_N[:, None])[:, 0]
+    torch.testing.assert_close(by_expert_N.double(), stored_N, rtol=0, atol=LOGP_TOLERANCE)
+
+
+def test_a_decoder_speaks_for_the_weights_as_they_are():
+    """Fails if weights or head are copied when the decoder's source is made (stale rollouts)."""
+    model, prompts = make_model(seed=5), make_prompts((3, 3))
+    before = HFDecoder(model, vocab_size=VOCAB).start(prompts)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    after = HFDecoder(model, vocab_size=VOCAB).start(prompts)
+    expected = model(torch.tensor([p.token_ids for p in prompts])).logits[:, -1].log_softmax(-1)
+    torch.testing.assert_close(after, expected, rtol=0, atol=LOGP_TOLERANCE)
+    assert (after - before).abs().max() > 0.1
+
+
+def test_padding_rows_of_the_head_are_never_emitted():
+    """A head with more rows than the tokenizer has ids: the law is over the ids alone and sums to 1."""
+    model, prompts = make_model(seed=6), make_prompts((3, 5), vocab=20)
+    law_BV = HFDecoder(model, vocab_size=20).start(prompts)
+    assert law_BV.shape == (2, 20)
+    torch.testing.assert_close(law_BV.exp().sum(-1), torch.ones(2))
+
+
+def test_a_prompt_as_long_as_the_context_is_named():
+    model = make_model("gpt2")
+    prompts = [Prompt(id="short", token_ids=(1,)), Prompt(id="endless", token_ids=(1,) * 64)]
+    with pytest.raises(DataError, match=r"prompt endless has 64 tokens .* context holds 64"):
+        HFDecoder(model, vocab_size=VOCAB).start(prompts)
+
+
+def test_dropout_is_off_inside_and_the_mode_comes_back():
+    model = make_model()
+    model.train()
+    with pytest.raises(KeyError), evaluating(model):
+        assert not model.training
+        raise KeyError
+    assert model.training
