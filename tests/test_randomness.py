@@ -44,11 +44,11 @@ def test_the_stream_of_a_name_is_fixed_for_good():
 
 
 def test_uniforms_are_uniform():
-    """40,000 first numbers of different streams: mean 1/2, variance 1/12, all in [0, 1).
+    """20,000 first numbers of different streams: mean 1/2, variance 1/12, all in [0, 1).
 
     Five standard errors each: 6e-7 chance of a false alarm for a new set of names; these names are fixed.
     """
-    n = 40_000
+    n = 20_000
     drawn = uniforms([(7, "x", i) for i in range(n)], 1)[:, 0]
     assert drawn.min() >= 0
     assert drawn.max() < 1

@@ -14,12 +14,15 @@ from rich.console import Console
 
 from understudy.config import Recipe, cell_recipe, warm_start_recipe
 from understudy.errors import ConfigError
+from understudy.experts.expert import Expert
+from understudy.experts.noisy import Noise
 from understudy.files import remove, write_json
 from understudy.progress import bars
 from understudy.reports.folders import load_compare
 from understudy.reports.tables import compare_rows
 from understudy.run import OwnParts, finished_run, make_expert, refuse_changed
-from understudy.worker import Worker, WorkerDied, job_of, run_job
+from understudy.tasks.task import Task
+from understudy.worker import Worker, WorkerDiedError, job_of, run_job
 
 
 @dataclass
@@ -48,7 +51,9 @@ def compare(
     resume: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
-    own: OwnParts | None = None,
+    task: Task | None = None,
+    expert: Expert | None = None,
+    noise: Noise | None = None,
     console: Console | None = None,
 ) -> list[dict[str, Any]]:
     """Run every method of `recipe.compare` with every seed and say how they did.
@@ -57,7 +62,8 @@ def compare(
         out: the folder of the comparison: `compare.json`, `warm_start/`, `cells/<label>-seed<k>/`, `data/`.
         resume: keep the cells that are done, go on with the others.
         workers: runs side by side; None: the recipe's. One process each, one thread each (train.threads).
-        own: objects of your own in place of the recipe's; then the cells run one after another in this process.
+        task, expert, noise: objects of your own in place of the recipe's; they cannot travel to another process, so
+            the cells then run one after another in this one.
     Returns:
         one row a method: its name, the budget it spent, and for each metric mean, low, high and n over seeds. A cell
         that failed is counted in its method's row and described in `compare.json`; it does not stop the others.
@@ -73,7 +79,9 @@ def compare(
     jobs = _jobs(recipe, folder)
     board = _Board(folder, recipe, jobs)
     count = workers or recipe.compare.workers
-    _run_jobs(jobs, board, folder, own, 1 if own else count, console)
+    given = OwnParts(task=task, expert=expert, noise=noise)
+    own = given if any(part is not None for part in vars(given).values()) else None
+    _run_jobs(jobs, board, own, 1 if own else count, console)
     return compare_rows(load_compare(folder))
 
 
@@ -151,9 +159,7 @@ class _Board:
             write_json(self.folder / "compare.json", {**head, "cells": cells})
 
 
-def _run_jobs(
-    jobs: list[_Job], board: _Board, folder: Path, own: OwnParts | None, workers: int, console: Console
-) -> None:
+def _run_jobs(jobs: list[_Job], board: _Board, own: OwnParts | None, workers: int, console: Console) -> None:
     for job in jobs:
         if finished_run(job.folder) is not None:
             job.status = "done"
@@ -208,7 +214,7 @@ def _work(
             board.workers.add(worker)
             try:
                 error = worker.run(order)
-            except WorkerDied as death:
+            except WorkerDiedError as death:
                 worker, error = None, str(death)
         if not stop.is_set():
             _end(job, board, "done" if error is None else "failed", error)

@@ -238,6 +238,8 @@ class WarmStartConfig:
     max_steps: int = 0
     until_teacher_forced_accuracy: float | None = None
     check_every_steps: int = 20
+    offline: Literal["expert", "reference"] | None = None
+    """Where the first method's fixed data comes from; None: as data.offline says."""
 
     def __post_init__(self) -> None:
         one = (self.checkpoint is None) != (self.method is None)
@@ -423,8 +425,6 @@ def _read_toml(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"cannot read the recipe {file}: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid TOML: {error}.") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read the recipe {file}: {error.strerror}.") from None
     base = table.pop("extends", None)
     if base is None:
         return table
@@ -474,7 +474,8 @@ def check_recipe(recipe: Recipe) -> None:
     _check_expert(recipe, method)
     if recipe.warm_start is not None and recipe.warm_start.method is not None:
         first = method_named(recipe.warm_start.method)
-        _check_expert(recipe, first)
+        offline = recipe.warm_start.offline or recipe.data.offline
+        _check_expert(replace(recipe, data=replace(recipe.data, offline=offline)), first)
         _check_channel(recipe, first)
     if recipe.checkpoint.every_steps % recipe.train.steps_per_round:
         raise ConfigError(
@@ -620,6 +621,7 @@ def warm_start_recipe(recipe: Recipe) -> Recipe | None:
     return replace(
         recipe,
         method=MethodConfig(name=warm.method),
+        data=replace(recipe.data, offline=warm.offline or recipe.data.offline),
         train=replace(recipe.train, steps=warm.max_steps),
         optimizer=replace(recipe.optimizer, schedule="constant", final_rate=0.0),
         evaluate=replace(

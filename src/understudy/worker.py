@@ -16,7 +16,7 @@ from typing import Any
 from understudy.errors import UnderstudyError
 
 
-class WorkerDied(Exception):
+class WorkerDiedError(Exception):
     """The process ended without an answer: out of memory, or killed."""
 
 
@@ -35,7 +35,7 @@ class Worker:
         """Do one job; returns what went wrong, None if nothing did.
 
         Raises:
-            WorkerDied: the process is gone; start another for the next job.
+            WorkerDiedError: the process is gone; start another for the next job.
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -46,7 +46,7 @@ class Worker:
         except OSError:
             answer = ""
         if not answer:
-            raise WorkerDied(
+            raise WorkerDiedError(
                 f"its process died with exit status {self.process.wait()} (out of memory, or killed)"
             )
         return json.loads(answer)["error"]

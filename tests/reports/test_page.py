@@ -144,19 +144,23 @@ def test_compare_with_nothing_done_lists_the_errors(tmp_path):
     assert "loss &lt;nan&gt; at step 12" in html
 
 
-def test_a_report_that_fails_leaves_the_old_one_whole(run_folder, monkeypatch):
-    picture = run_folder / "figures/learning_accuracy_greedy_by_trajectories.png"
-    picture.parent.mkdir()
-    for path in (picture, run_folder / "report.html"):
-        path.write_text("old")
+@pytest.mark.parametrize("name", ["figures/time.png", "report.html"])
+def test_a_report_that_fails_leaves_the_old_one_whole(run_folder, monkeypatch, name):
+    old, replace = run_folder / name, page.os.replace
+    old.parent.mkdir(exist_ok=True)
+    old.write_text("old")
+    record = {"kind": "eval", "step": 1, "seconds": {"train": 1.0}}
+    (run_folder / "metrics.jsonl").write_text(json.dumps(record))
 
-    def full_disk(*_):
-        raise OSError("No space left on device")
+    def full_disk(source, target):
+        if target == old:
+            raise OSError("No space left on device")
+        replace(source, target)
 
     monkeypatch.setattr(page.os, "replace", full_disk)
     with pytest.raises(OSError, match="No space"):
         write_report(run_folder)
-    assert [path.read_text() for path in (picture, run_folder / "report.html")] == ["old", "old"]
+    assert old.read_text() == "old"
     assert list(run_folder.rglob("*.tmp")) == []
 
 

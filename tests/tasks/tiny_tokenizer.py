@@ -35,5 +35,7 @@ def make_tokenizer(*, adds_bos: bool = False, template: str | None = None) -> Pr
     if adds_bos:
         bpe.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, clean_up_tokenization_spaces=True, **ROLES)
+    # What a WordPiece tokenizer does by default, and a BPE one only when it is told to.
+    tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
     tokenizer.chat_template = template
     return tokenizer

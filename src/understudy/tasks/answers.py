@@ -23,7 +23,7 @@ MAX_NUMBER_CHARS = 256
 """A longer number is no answer: arithmetic on it would take more than linear time."""
 MAX_EXPONENT = 400
 MAX_ANSWER_CHARS = 1000
-"""A longer box or answer line is not read as a number."""
+"""A longer box is not read as a number."""
 
 # [0-9], never \d: digits of other scripts are not part of any answer format.
 _WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
@@ -37,6 +37,7 @@ _LATEX = (
 )
 _NUMBER = re.compile(f"{_LATEX}|{_PLAIN}")
 _UNIT = re.compile(r"[ ]?[A-Za-z%\u00b0 ]*")
+_LEAD = re.compile(r"[ \t*]{0,16}")
 _BOX_TOKEN = re.compile(r"\\boxed[ ]?\{|\\[{}\\]|[{}]")
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathbf|mathrm)\{([^{}]*)\}")
 _SPELLINGS = (
@@ -103,8 +104,8 @@ def marked_number(text: str) -> Fraction | None:
     text = _respelled(text)
     at = text.find("####")
     while at >= 0:
-        line = text[at + 4 : at + 4 + MAX_ANSWER_CHARS].split("\n", 1)[0].lstrip(" \t*")
-        found = _NUMBER.match(line)
+        lead = _LEAD.match(text, at + 4)
+        found = _NUMBER.match(text, lead.end()) if lead else None
         if found is not None:
             return _value(found)
         at = text.find("####", at + 4)

@@ -1,0 +1,186 @@
+"""The order of the examination: each part is made, then looked at; a part that fails hides only what needs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from accelerate import PartialState
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from understudy.build import build_expert, build_student, build_task, build_tokenizer, check_context
+from understudy.config import ModularAdditionTask, Recipe, expert_recipe
+from understudy.doctor.finding import Finding, attempt, fine, warning
+from understudy.doctor.numbers import check_noise, check_repeatability
+from understudy.doctor.tokens import (
+    check_end_ids,
+    check_same_prompts,
+    check_template,
+    check_token_ids,
+    check_vocabulary,
+)
+from understudy.doctor.work import check_gold, check_lengths, check_references
+from understudy.experts.expert import Expert
+from understudy.experts.local import LocalExpert
+from understudy.experts.noisy import Noise, NoisyExpert, build_noise
+from understudy.methods import method_named
+from understudy.models import generation_eos_ids, load_tokenizer, output_size
+from understudy.rollouts.hf import evaluating
+from understudy.rollouts.sampler import Limits
+from understudy.tasks.task import Task
+
+_CHECKED_TOKENS = 32
+"""Longest response that is sampled for the checks of log-probabilities."""
+
+
+@dataclass
+class _Patient:
+    """The parts of a run as far as they could be made."""
+
+    recipe: Recipe
+    device: torch.device
+    tokenizer: PreTrainedTokenizerBase | None = None
+    task: Task | None = None
+    student: nn.Module | None = None
+    expert_tokenizer: PreTrainedTokenizerBase | None = None
+    expert: Expert | None = None
+    noise: Noise | None = None
+    vocab_size: int = 0
+    eos_ids: frozenset[int] = frozenset()
+
+
+def examine(recipe: Recipe) -> list[Finding]:
+    """Look at a recipe's parts, and at what they do with real prompts, without training.
+
+    Loads the student and the expert once; samples a few short responses. Returns one finding a check, in the order of
+    a run: recipe, tokenizer, data, student, expert, and what they agree on.
+    """
+    torch.set_num_threads(recipe.train.threads)
+    p = _Patient(recipe, PartialState(cpu=recipe.train.device == "cpu").device)
+    findings = [fine("recipe", f"{recipe.name}: every setting is known, and they can be combined")]
+    _make_task(p, findings)
+    if p.vocab_size:
+        _make_student(p, findings)
+    _make_expert(p, findings)
+    _look_at_text(p, findings)
+    if p.task is not None:
+        findings += [*check_lengths(p.recipe, p.task, p.student, _model_of(p.expert)), check_gold(p.task)]
+        findings.append(check_references(p.recipe, p.task))
+        _look_at_numbers(p, p.task, findings)
+    return findings
+
+
+def _make_task(p: _Patient, findings: list[Finding]) -> None:
+    is_text = not isinstance(p.recipe.task, ModularAdditionTask)
+    fix = "Correct student.tokenizer, or make a tokenizer with `understudy init`."
+    p.tokenizer = attempt(findings, "tokenizer", lambda: build_tokenizer(p.recipe), fix)
+    if is_text and p.tokenizer is None:
+        return
+    p.eos_ids = generation_eos_ids(p.recipe.student.checkpoint)
+    fix = "Correct the rows that are named, or the [task] table."
+    p.task = attempt(findings, "data", lambda: build_task(p.recipe, p.tokenizer, p.eos_ids), fix)
+    if p.task is not None:
+        p.eos_ids |= p.task.eos_ids
+    own = p.task.vocab_size if p.task is not None else None
+    p.vocab_size = own or (len(p.tokenizer) if p.tokenizer is not None else 0)
+
+
+def _make_student(p: _Patient, findings: list[Finding]) -> None:
+    start = p.recipe.warm_start.checkpoint if p.recipe.warm_start is not None else None
+    fix = "Correct the [student] table."
+    student = attempt(
+        findings, "student", lambda: build_student(p.recipe, p.vocab_size, p.eos_ids, start), fix
+    )
+    if student is None:
+        return
+    p.student = student.to(p.device)
+    parameters = sum(q.numel() for q in p.student.parameters())
+    findings.append(
+        fine("student", f"{parameters:,} parameters, all finite; head(hidden states) gives the model's own logits")
+    )
+
+
+def _make_expert(p: _Patient, findings: list[Finding]) -> None:
+    config = p.recipe.expert
+    if config is None:
+        needs = method_named(p.recipe.method.name)
+        findings.append(fine("expert", f"none, and {needs.name} needs none"))
+        return
+    if expert_recipe(p.recipe) is not None:
+        found = f"{config.checkpoint} is not there yet; the run trains it first, as {config.recipe} says"
+        findings.append(warning("expert", found, "Examine it again when the expert is there."))
+        return
+    fix = "Correct the [expert] table."
+    if config.checkpoint is not None and p.tokenizer is not None:
+        place = config.checkpoint
+        p.expert_tokenizer = attempt(findings, "expert tokenizer", lambda: load_tokenizer(place), fix)
+        if p.expert_tokenizer is None:
+            return
+        found = check_vocabulary(p.tokenizer, p.expert_tokenizer, place)
+        findings.append(found)
+        if found.status == "problem":
+            return
+    task = p.task
+    if task is None or not p.vocab_size:
+        return
+    clean = attempt(findings, "expert", lambda: build_expert(p.recipe, task, p.tokenizer, p.vocab_size, p.device), fix)
+    if clean is None:
+        return
+    findings.append(fine("expert", _describe(clean)))
+    if config.noise is not None:
+        actions = task.action_ids or tuple(range(p.vocab_size))
+        law = config.noise
+        p.noise = attempt(findings, "noise", lambda: build_noise(law, actions), "Correct expert.noise.")
+    p.expert = clean
+
+
+def _describe(expert: Expert) -> str:
+    if not isinstance(expert, LocalExpert):
+        return "the task's exact law"
+    parameters = sum(q.numel() for q in expert.model.parameters())
+    return f"{parameters:,} parameters, all finite; head(hidden states) gives the model's own logits"
+
+
+def _model_of(expert: Expert | None) -> nn.Module | None:
+    return expert.model if isinstance(expert, LocalExpert) else None
+
+
+def _look_at_text(p: _Patient, findings: list[Finding]) -> None:
+    if p.tokenizer is None:
+        return
+    model = _model_of(p.expert)
+    if p.student is not None:
+        rows = None if model is None else output_size(model)
+        findings.append(check_token_ids(p.tokenizer, p.vocab_size, p.student, rows))
+    place = p.recipe.expert.checkpoint if p.recipe.expert is not None else None
+    findings += check_end_ids(p.recipe, p.tokenizer, p.eos_ids, p.expert_tokenizer, place)
+    findings += check_template(p.tokenizer, p.expert_tokenizer)
+    if p.task is not None and p.expert_tokenizer is not None:
+        findings.append(check_same_prompts(p.recipe, p.task, p.expert_tokenizer, p.eos_ids))
+
+
+def _look_at_numbers(p: _Patient, task: Task, findings: list[Finding]) -> None:
+    student = p.student
+    if student is not None:
+        fits = attempt(
+            findings, "context", lambda: [check_context(p.recipe, student, task)], "Lower task.max_prompt_tokens."
+        )
+        if fits is None:
+            return
+    prompts = task.prompts("train", 0, 8) if task.size("train") != 0 else []
+    if not prompts:
+        return
+    longest = min(_CHECKED_TOKENS, p.recipe.train.max_new_tokens or task.max_new_tokens)
+    limits = Limits(max_new_tokens=longest, eos_ids=p.eos_ids)
+    if student is not None:
+        with evaluating(student):
+            scorer = LocalExpert(student, p.vocab_size)
+            dtype = next(student.parameters()).dtype
+            findings.append(check_repeatability("student", scorer, prompts, limits, dtype, p.device))
+    if p.expert is not None:
+        dtype = getattr(torch, p.recipe.expert.dtype) if p.recipe.expert is not None else torch.float32
+        noisy = p.expert if p.noise is None else NoisyExpert(p.expert, p.noise)
+        findings.append(check_repeatability("expert", noisy, prompts, limits, dtype, p.device))
+        if p.noise is not None:
+            findings.append(check_noise(p.expert, p.noise, prompts, limits, p.device))
