@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import queue
+import shlex
+import sys
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -154,6 +156,7 @@ class _Board:
             "recipe": self.recipe.name,
             "methods": list(self.recipe.compare.methods),
             "seeds": list(self.recipe.compare.seeds),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         }
         with self.lock:
             write_json(self.folder / "compare.json", {**head, "cells": cells})

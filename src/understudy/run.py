@@ -117,9 +117,6 @@ def _run(
     console: Console,
     stage: str,
 ) -> RunResult:
-    _prepare_folder(folder, recipe, resume=resume, overwrite=overwrite)
-    if resume and (finished := finished_run(folder)) is not None:
-        return finished
     torch.set_num_threads(recipe.train.threads)
     accelerator = Accelerator(
         mixed_precision=recipe.train.mixed_precision,
@@ -127,11 +124,13 @@ def _run(
         log_with=list(recipe.trackers) or None,
         project_dir=str(folder),
     )
+    if accelerator.is_main_process:
+        _prepare_folder(folder, recipe, resume=resume, overwrite=overwrite)
+    accelerator.wait_for_everyone()
+    if resume and (finished := finished_run(folder)) is not None:
+        return finished
     if recipe.trackers:
         accelerator.init_trackers("understudy", config=_flat_config(recipe))
-    if accelerator.is_main_process:
-        _describe(folder, recipe)
-    accelerator.wait_for_everyone()
     make_expert(recipe, console)
     warm = warm or _own_warm_start(recipe, folder, own, console, resume=resume)
     checkpoint = None if warm is None else str(warm / "final")
@@ -216,6 +215,8 @@ def _prepare_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bo
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot create the run folder {folder}: {error}.") from None
+    write_json(described, recipe.to_table())
+    write_json(folder / "versions.json", versions())
 
 
 def refuse_changed(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
@@ -428,11 +429,6 @@ def _finish(
         folder / "result.json",
         {"reason": reason, "metrics": metrics, "budget": budget, "progress": vars(progress)},
     )
-
-
-def _describe(folder: Path, recipe: Recipe) -> None:
-    write_json(folder / "recipe.json", recipe.to_table())
-    write_json(folder / "versions.json", versions())
 
 
 def versions() -> dict[str, Any]:

@@ -85,7 +85,7 @@ def test_a_trajectory_does_not_depend_on_its_batch(family, temperature):
 
     together = answers(prompts)
     lengths = [len(r.token_ids) for r in together]
-    assert len(set(lengths)) > 2, "the case must have rows that leave at different times"
+    assert len(set(lengths)) > 1, "the case must have rows that leave at different times"
     closely([answers([p])[0] for p in prompts], together)
     order = [3, 0, 5, 1, 6, 4, 2]
     closely(answers([prompts[i] for i in order]), [together[i] for i in order])

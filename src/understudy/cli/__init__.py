@@ -60,9 +60,13 @@ def _options(
 ) -> None: ...
 
 
-for _command in (train, compare, evaluate, report, methods, doctor, init):
-    _name = _command.__name__.rsplit(".", 1)[-1]
-    app.command(_name)(getattr(_command, _name))
+app.command("train", short_help="Train one student as a recipe says.")(train.train)
+app.command("compare", short_help="Run methods x seeds under one budget.")(compare.compare)
+app.command("evaluate", short_help="Measure a checkpoint.")(evaluate.evaluate)
+app.command("report", short_help="Draw a run or a comparison.")(report.report)
+app.command("methods", short_help="List the methods.")(methods.methods)
+app.command("doctor", short_help="Find what would go wrong before training.")(doctor.doctor)
+app.command("init", short_help="Make a small checkpoint, offline.")(init.init)
 
 
 def main() -> None:

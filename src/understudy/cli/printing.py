@@ -33,25 +33,30 @@ def say_json(value: Any) -> None:
 
 
 def output() -> Console:
-    """Where tables are printed."""
+    """Where comparisons are printed: as wide as the terminal, or a fixed width in a pipe."""
     from rich.console import Console
 
-    is_terminal = sys.stdout.isatty()
-    return Console(highlight=False, soft_wrap=not is_terminal, width=None if is_terminal else PIPE_COLUMNS)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
 
 
 def say_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns side by side; the last one wraps."""
+    """Columns side by side; on a terminal all but the first wrap, in a pipe every row is whole."""
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    is_terminal = sys.stdout.isatty()
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
-    for header in headers[:-1]:
-        table.add_column(header, no_wrap=True)
-    table.add_column(headers[-1], overflow="fold")
+    for number, header in enumerate(headers):
+        table.add_column(header, no_wrap=number == 0 or not is_terminal, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    output().print(table, soft_wrap=False)
+    widest = sum(max(map(len, column)) + 2 for column in zip(headers, *rows, strict=True))
+    console = Console(highlight=False, width=None if is_terminal else max(widest, PIPE_COLUMNS))
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        say(line.rstrip())
 
 
 def metric_cells(name: str, entry: Mapping[str, Any]) -> tuple[str, str, str, str]:

@@ -34,7 +34,7 @@ def run_rounds(s: Setup, progress: Progress, pool: list[Trajectory]) -> tuple[st
         if reason := stop_reason(s.recipe.stop, evaluation, progress):
             return reason, evaluation
     while progress.step < s.recipe.train.steps:
-        with clock.phase("collect"), evaluating(s.model):
+        with clock.phase("collect"), evaluating(s.model), s.accelerator.autocast():
             fresh = collect(s.sources, s.method.prefixes, s.options, _this_round(s, progress))
         if s.method.prefixes.aggregate:
             pool.extend(fresh)
