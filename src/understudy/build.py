@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -86,6 +87,13 @@ def build(
         vocab_size=vocab_size,
         eos_ids=task.eos_ids | eos_ids,
     )
+
+
+def device_of(recipe: Recipe) -> torch.device:
+    """Where a single process computes: what accelerate chooses, or the CPU where the recipe says so."""
+    device = PartialState(cpu=recipe.train.device == "cpu").device
+    assert device is not None
+    return device
 
 
 def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase | None:

@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
-from understudy.build import build
+from understudy.build import build, device_of
 from understudy.config import Recipe, load_recipe, parse_override, recipe_from_table
 from understudy.errors import ConfigError
 from understudy.evaluation.score import Evaluation, evaluate
@@ -41,8 +40,9 @@ def evaluate_checkpoint(
     # A checkpoint holds merged weights: adapters on top of it would only cost time.
     recipe = replace(recipe, student=replace(recipe.student, lora=None))
     torch.set_num_threads(recipe.train.threads)
-    device = PartialState(cpu=recipe.train.device == "cpu").device
-    parts = build(recipe, device=device, checkpoint=str(checkpoint), task=task, expert=expert, noise=noise)
+    parts = build(
+        recipe, device=device_of(recipe), checkpoint=str(checkpoint), task=task, expert=expert, noise=noise
+    )
     return evaluate(parts.student, evaluation_plan(recipe, parts, limits_of(recipe, parts), split))
 
 
@@ -58,7 +58,9 @@ def checkpoint_and_recipe(
     described = place / "recipe.json"
     is_run = described.is_file()
     if not place.is_dir():
-        raise ConfigError(f"no checkpoint or run folder at {place}. Give a folder with config.json, or a run folder.")
+        raise ConfigError(
+            f"no checkpoint or run folder at {place}. Give a folder with config.json, or a run folder."
+        )
     if is_run and not (place / "final").is_dir():
         raise ConfigError(
             f"{place} has no final checkpoint: the run is not finished. Go on with it (train --resume), or give one of "

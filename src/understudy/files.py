@@ -45,6 +45,13 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a killed writer has left anywhere below a folder that nobody writes to now."""
+    for pattern in (".*.part", ".*.old"):
+        for path in folder.rglob(pattern):
+            remove(path)
+
+
 def _sync(path: Path) -> None:
     for child in [*path.rglob("*")] if path.is_dir() else []:
         if child.is_file():

@@ -24,7 +24,7 @@ from understudy.errors import ConfigError
 from understudy.evaluation.score import Evaluation, Plan, evaluate
 from understudy.experts.expert import Expert
 from understudy.experts.noisy import Noise
-from understudy.files import remove, write_json
+from understudy.files import remove, remove_unfinished, write_json
 from understudy.methods import LossSettings, method_named
 from understudy.progress import Bar, one_bar
 from understudy.rollouts.collect import Sources
@@ -126,6 +126,7 @@ def _run(
     )
     if accelerator.is_main_process:
         _prepare_folder(folder, recipe, resume=resume, overwrite=overwrite)
+        remove_unfinished(folder)
     accelerator.wait_for_everyone()
     if resume and (finished := finished_run(folder)) is not None:
         return finished
@@ -138,6 +139,8 @@ def _run(
         recipe, device=accelerator.device, checkpoint=checkpoint or _given_checkpoint(recipe), **vars(own)
     )
     progress = _inherited_progress(warm)
+    # The one use of the global stream is dropout; a checkpoint keeps its state.
+    torch.manual_seed(recipe.seed + accelerator.process_index)
     what = recipe.method.name if stage == "main" else f"{recipe.method.name} (warm start)"
     with one_bar(console, what, recipe.train.steps) as bar:
         setup = assemble(
@@ -412,9 +415,9 @@ def headline(evaluation: Evaluation) -> str:
 
 
 def _finish(
-    folder: Path, setup: Setup, progress: Progress, reason: str, evaluation: Evaluation | None
+    folder: Path, setup: Setup, progress: Progress, reason: str, evaluation: Evaluation
 ) -> None:
-    metrics = {} if evaluation is None else evaluation.to_json()["metrics"]
+    metrics = evaluation.to_json()["metrics"]
     setup.journal.write(
         "metrics",
         {"kind": "end", "reason": reason, "step": progress.total_steps, "best_step": progress.best_step},

@@ -70,7 +70,9 @@ def make_starter(
         raise ConfigError(f"{folder} already exists. Use --overwrite to replace it, or give another folder.")
     if overwrite and folder.exists() and any(folder.iterdir()) and not _is_ours(folder):
         raise ConfigError(f"{folder} holds no checkpoint or tokenizer; not deleting it. Give another folder.")
-    tokenizer = train_tokenizer(read_texts(texts, fields), vocab_size=vocab_size, has_chat_template=has_chat_template)
+    tokenizer = train_tokenizer(
+        read_texts(texts, fields), vocab_size=vocab_size, has_chat_template=has_chat_template
+    )
     if model is None:
         _save_tokenizer(tokenizer, folder)
         return Starter(folder=folder, vocab_size=len(tokenizer), parameters=0)
@@ -93,7 +95,9 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
         with atomic_path(folder) as part:
             tokenizer.save_pretrained(part)
     except OSError as error:
-        raise TrainingError(f"could not write {folder}: {error}. Free some space, or give another folder.") from error
+        raise TrainingError(
+            f"could not write {folder}: {error}. Free some space, or give another folder."
+        ) from error
 
 
 def train_tokenizer(

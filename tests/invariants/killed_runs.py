@@ -1,11 +1,9 @@
 """Runs that are killed at chosen events, in children of one process that has already imported everything.
 
-    python killed_runs.py <spec.json>
-
-The spec is a list of attempts {"recipe": table, "out": folder, "event": n or null, "torn": bool}. Each runs in a
-forked child as `train(recipe, out, resume=True)`. At its n-th event (a record written, a file flushed, a name
+Reads one attempt a line, {"recipe": table, "out": folder, "event": n or null, "torn": bool}. Each runs in a forked
+child as `train(recipe, out, resume=True)`. At its n-th event (a record written, a file flushed, a name
 replaced, an optimiser step) the child kills itself with SIGKILL; `torn` leaves half of the record behind first.
-Prints a list of {"status": wait status, "events": how many there were or null}.
+Prints a line for each, {"status": wait status, "events": how many there were or null}.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ import os
 import signal
 import sys
 import traceback
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,4 +90,6 @@ def attempt(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps([attempt(a) for a in json.loads(Path(sys.argv[1]).read_text())]) + "\n")
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(attempt(json.loads(line))) + "\n")
+        sys.stdout.flush()

@@ -282,6 +282,20 @@ def test_autocast_matches_bfloat16_logits_and_leaves_no_frozen_copy_behind():
         assert_close(grad, expected, torch.bfloat16)
 
 
+def test_an_expert_that_shares_the_head_costs_no_later_gradient_under_autocast():
+    """A law made under autocast would leave a cast of the shared weight, without a graph, in its cache."""
+    hidden, head, _, weight = wide_case()
+    law = HeadLaw(hidden.detach() + 0.1, head)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, value = loss_from_hidden(LOSSES["forward"][0], hidden, head, weight_N=weight, law=law)
+        later = torch.nn.functional.linear(hidden.detach(), head.weight_VD).float().sum()
+    assert later.requires_grad
+    # The law itself is in float32, as outside of autocast; only the student's logits are rounded.
+    logits = torch.nn.functional.linear(hidden.bfloat16(), head.weight_VD.bfloat16())
+    _, expected = loss_from_logits(LOSSES["forward"][0], logits, weight_N=weight, law=law)
+    assert_close(value, expected, torch.float32)
+
+
 def test_float64_stays_float64_under_autocast():
     hidden, head, law, weight = wide_case(dtype=torch.float64)
     law = DenseLaw(law.logp(0, 60))

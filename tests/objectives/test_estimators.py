@@ -176,6 +176,8 @@ def test_mean_over_draws(name):
         ([0.5, 0.0, 0.5], 0.5, 2),
         ([0.5, 0.0, 0.5], math.nextafter(0.5, 0), 0),
         ([0.1] * 10, math.nextafter(1, 0), 9),  # the sum in floating point is not 1
+        ([1.0, 2.0, 1.0], 0.24, 0),  # not normalised: compared with the row's own total
+        ([1.0, 2.0, 1.0], 0.9, 2),
     ],
 )
 def test_inverse_cdf_by_hand(probabilities, uniform, token):
@@ -183,6 +185,12 @@ def test_inverse_cdf_by_hand(probabilities, uniform, token):
     drawn = inverse_cdf(logp, torch.tensor([uniform], dtype=torch.float64))
     assert drawn.tolist() == [token]
     assert drawn.dtype == torch.int64
+
+
+def test_inverse_cdf_reaches_tokens_too_rare_for_float32():
+    logp = torch.tensor([[1.0, 1e-9]], dtype=torch.float32).log()
+    uniform = torch.tensor([1 - 5e-10], dtype=torch.float64)
+    assert inverse_cdf(logp, uniform).tolist() == [1]
 
 
 @settings(deadline=None, max_examples=100)

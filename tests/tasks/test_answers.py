@@ -288,7 +288,7 @@ BOMBS = {
 @pytest.mark.parametrize("name", BOMBS)
 def test_time_grows_with_the_length_only(name):
     """128 KiB take under 0.2 s, where quadratic time would take minutes (2**34 steps)."""
-    begin = time.perf_counter()
+    begin = time.process_time()
     for grade in GRADERS.values():
         grade(BOMBS[name], "#### 5")
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2

@@ -253,7 +253,7 @@ def test_settings_that_cannot_work(setting, message):
 def test_fast_enough_not_to_be_noticed_in_a_step():
     """A step of the demo takes about 100 ms; prompts and laws of a batch 1 or 2. Twenty times that fails."""
     task = ModularAddition(modulus=3, length=21)
-    begin = time.perf_counter()
+    begin = time.process_time()
     prompts = task.prompts("train", 10**6, 128)
     task.oracle().logp_BTV(prompts, [p.reference_ids or () for p in prompts])
-    assert time.perf_counter() - begin < 0.1
+    assert time.process_time() - begin < 0.1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from understudy.cli.options import Json, Overwrite
 from understudy.cli.printing import say, say_json
 
 
-class Family(str, Enum):
+class Family(StrEnum):
     """The families `init` can make."""
 
     llama = "llama"
@@ -23,17 +23,25 @@ def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.")],
     text: Annotated[
         list[Path] | None,
-        typer.Option("--text", metavar="FILE", help="Text or .jsonl to learn tokens from. Repeatable. [default: bytes]"),
+        typer.Option(
+            "--text", metavar="FILE", help="Text or .jsonl to learn tokens from. Repeatable. [default: bytes]"
+        ),
     ] = None,
     field: Annotated[
         list[str] | None,
-        typer.Option("--field", metavar="NAME", help="Field of the .jsonl files. Repeatable. [default: all text]"),
+        typer.Option(
+            "--field", metavar="NAME", help="Field of the .jsonl files. Repeatable. [default: all text]"
+        ),
     ] = None,
     vocab_size: Annotated[int, typer.Option("--vocab-size", metavar="N", help="Tokens at most.")] = 1024,
     family: Annotated[Family, typer.Option("--family", help="Architecture.")] = Family.llama,
     layers: Annotated[int, typer.Option("--layers", metavar="N", min=1, help="Layers.")] = 4,
-    width: Annotated[int, typer.Option("--width", metavar="N", min=1, help="Width of the hidden states.")] = 128,
-    heads: Annotated[int, typer.Option("--heads", metavar="N", min=1, help="Attention heads; they divide the width.")] = 4,
+    width: Annotated[
+        int, typer.Option("--width", metavar="N", min=1, help="Width of the hidden states.")
+    ] = 128,
+    heads: Annotated[
+        int, typer.Option("--heads", metavar="N", min=1, help="Attention heads; they divide the width.")
+    ] = 4,
     max_positions: Annotated[
         int, typer.Option("--max-positions", metavar="N", min=1, help="Longest prompt and response together.")
     ] = 1024,
@@ -80,5 +88,7 @@ def init(
     if tokenizer_only:
         say(f"{made.folder}: a tokenizer of {made.vocab_size} tokens")
         return say(f'next: in a recipe, [student] tokenizer = "{made.folder}" beside a [student.new] table')
-    say(f"{made.folder}: {family.value}, {made.parameters:,} parameters, {made.vocab_size} tokens, random weights")
+    say(
+        f"{made.folder}: {family.value}, {made.parameters:,} parameters, {made.vocab_size} tokens, random weights"
+    )
     return say(f'next: in a recipe, [student] checkpoint = "{made.folder}"; then understudy doctor RECIPE')

@@ -21,8 +21,8 @@ def methods(
       understudy methods
       understudy methods nail-f
     """
-    from understudy.methods import METHODS, method_named
     from understudy.method_table import COLUMNS, method_cells, method_row
+    from understudy.methods import METHODS, method_named
 
     if name is not None:
         row = method_row(method_named(name))

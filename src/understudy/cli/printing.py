@@ -59,6 +59,9 @@ def say_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         say(line.rstrip())
 
 
+METRIC_HEADERS = ("metric", "value", "95 % interval", "n")
+
+
 def metric_cells(name: str, entry: Mapping[str, Any]) -> tuple[str, str, str, str]:
     """A metric's name, value, 95 % interval and sample size, in words."""
     low, high = entry["low"], entry["high"]

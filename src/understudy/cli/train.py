@@ -18,7 +18,7 @@ from understudy.cli.options import (
     read_recipe,
     refuse_both,
 )
-from understudy.cli.printing import is_main_process, metric_cells, say, say_json, say_table
+from understudy.cli.printing import METRIC_HEADERS, is_main_process, metric_cells, say, say_json, say_table
 
 if TYPE_CHECKING:
     from understudy.run import RunResult
@@ -72,10 +72,7 @@ def _print(result: RunResult, *, as_json: bool) -> None:
             "seconds": _seconds(result.folder),
         }
         return say_json({**found, "folder": str(result.folder), "checkpoint": str(result.checkpoint)})
-    say_table(
-        ("metric", "value", "95 % interval", "n"),
-        [metric_cells(name, m) for name, m in row["metrics"].items()],
-    )
+    say_table(METRIC_HEADERS, [metric_cells(name, entry) for name, entry in row["metrics"].items()])
     spent = ", ".join(
         f"{short_number(value)} {name.replace('_', ' ')}" for name, value in row["budget"].items()
     )

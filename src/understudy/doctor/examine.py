@@ -5,11 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from understudy.build import build_expert, build_student, build_task, build_tokenizer, check_context
+from understudy.build import (
+    build_expert,
+    build_student,
+    build_task,
+    build_tokenizer,
+    check_context,
+    device_of,
+)
 from understudy.config import ModularAdditionTask, Recipe, expert_recipe
 from understudy.doctor.finding import Finding, attempt, fine, warning
 from understudy.doctor.numbers import check_noise, check_repeatability
@@ -57,7 +63,7 @@ def examine(recipe: Recipe) -> list[Finding]:
     a run: recipe, tokenizer, data, student, expert, and what they agree on.
     """
     torch.set_num_threads(recipe.train.threads)
-    p = _Patient(recipe, PartialState(cpu=recipe.train.device == "cpu").device)
+    p = _Patient(recipe, device_of(recipe))
     findings = [fine("recipe", f"{recipe.name}: every setting is known, and they can be combined")]
     _make_task(p, findings)
     if p.vocab_size:
@@ -97,7 +103,10 @@ def _make_student(p: _Patient, findings: list[Finding]) -> None:
     p.student = student.to(p.device)
     parameters = sum(q.numel() for q in p.student.parameters())
     findings.append(
-        fine("student", f"{parameters:,} parameters, all finite; head(hidden states) gives the model's own logits")
+        fine(
+            "student",
+            f"{parameters:,} parameters, all finite; head(hidden states) gives the model's own logits",
+        )
     )
 
 
@@ -124,7 +133,9 @@ def _make_expert(p: _Patient, findings: list[Finding]) -> None:
     task = p.task
     if task is None or not p.vocab_size:
         return
-    clean = attempt(findings, "expert", lambda: build_expert(p.recipe, task, p.tokenizer, p.vocab_size, p.device), fix)
+    clean = attempt(
+        findings, "expert", lambda: build_expert(p.recipe, task, p.tokenizer, p.vocab_size, p.device), fix
+    )
     if clean is None:
         return
     findings.append(fine("expert", _describe(clean)))
@@ -164,7 +175,10 @@ def _look_at_numbers(p: _Patient, task: Task, findings: list[Finding]) -> None:
     student = p.student
     if student is not None:
         fits = attempt(
-            findings, "context", lambda: [check_context(p.recipe, student, task)], "Lower task.max_prompt_tokens."
+            findings,
+            "context",
+            lambda: [check_context(p.recipe, student, task)],
+            "Lower task.max_prompt_tokens.",
         )
         if fits is None:
             return

@@ -30,7 +30,12 @@ MIN_ARGMAX_KEPT = 0.99
 
 
 def check_repeatability(
-    who: str, expert: Expert, prompts: Sequence[Prompt], limits: Limits, dtype: torch.dtype, device: torch.device
+    who: str,
+    expert: Expert,
+    prompts: Sequence[Prompt],
+    limits: Limits,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Finding:
     """Score the same sequences again, alone instead of in a batch, and against what the sampler saw."""
     check = f"{who}'s log-probs repeat"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -39,10 +40,13 @@ def check_token_ids(
         return problem("token ids", found, "Renumber the added tokens so that the ids are 0 .. tokens - 1.")
     if highest >= embedded:
         found = f"the tokenizer has ids up to {highest} and the student {embedded} input embeddings"
-        return problem("token ids", found, "Resize the student's embeddings, or use the tokenizer it was made with.")
+        return problem(
+            "token ids", found, "Resize the student's embeddings, or use the tokenizer it was made with."
+        )
     rows = {"student": output_size(student), "expert": expert_rows}
     told = [
-        f"{who} {n} output rows" + (f" ({n - vocab_size} of padding, never emitted)" if n > vocab_size else "")
+        f"{who} {n} output rows"
+        + (f" ({n - vocab_size} of padding, never emitted)" if n > vocab_size else "")
         for who, n in rows.items()
         if n is not None
     ]
@@ -64,7 +68,10 @@ def check_end_ids(
     ids = frozenset[int]().union(*theirs.values())
     unknown = sorted(ids - eos_ids)
     if not unknown:
-        return [*findings, fine("expert's end of sequence", f"{_names(tokenizer, ids)}, which ends a response here too")]
+        return [
+            *findings,
+            fine("expert's end of sequence", f"{_names(tokenizer, ids)}, which ends a response here too"),
+        ]
     found = f"the expert ends its responses with {_names(tokenizer, ids)} and this run with {_names(tokenizer, eos_ids)}"
     token = tokenizer.convert_ids_to_tokens(unknown[0])
     fix = f"Set task.end_token = {token!r} if the expert ends its turns with it."
@@ -77,7 +84,9 @@ def _student_ends(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, eos_ids: f
     ours = stated_ends(tokenizer, recipe.student.checkpoint)
     found = f"a response ends at {_names(tokenizer, eos_ids)}"
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id in eos_ids:
-        found += "; padding has the same id, which is harmless: masks go by position, so the end is still trained"
+        found += (
+            "; padding has the same id, which is harmless: masks go by position, so the end is still trained"
+        )
     if len(set(ours.values())) <= 1:
         return fine("end of sequence", found)
     told = ", ".join(f"{source}: {_names(tokenizer, ids)}" for source, ids in ours.items())
@@ -93,15 +102,12 @@ def stated_ends(tokenizer: PreTrainedTokenizerBase, place: str | None) -> dict[s
     found = {"tokenizer": _as_set(tokenizer.eos_token_id)}
     if place is not None:
         with quiet_transformers():
-            try:
+            # A checkpoint need not have a generation config, nor a folder with a tokenizer alone a config.
+            with suppress(OSError, ValueError):
                 found["generation config"] = _as_set(GenerationConfig.from_pretrained(place).eos_token_id)
-            except (OSError, ValueError):
-                pass  # a checkpoint need not have one
-            try:
+            with suppress(OSError, ValueError):
                 config = AutoConfig.from_pretrained(place, trust_remote_code=False).get_text_config()
                 found["config"] = _as_set(config.eos_token_id)
-            except (OSError, ValueError):
-                pass  # a folder with a tokenizer alone
     return {source: ids for source, ids in found.items() if ids}
 
 
@@ -141,13 +147,18 @@ def _generation_prompt(tokenizer: PreTrainedTokenizerBase, template: str) -> Fin
     turns = [{"role": "user", "content": "a"}]
     try:
         with_prompt, without = (
-            str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add)) for add in (True, False)
+            str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add))
+            for add in (True, False)
         )
     except Exception as error:  # noqa: BLE001 - a template is a program of its own and raises what it likes
-        return problem(check, f"the template cannot render one user turn: {error}", "Correct the chat template.")
+        return problem(
+            check, f"the template cannot render one user turn: {error}", "Correct the chat template."
+        )
     if with_prompt == without:
         fix = "Let the template open the assistant's turn when add_generation_prompt is true."
-        return warning(check, "add_generation_prompt changes nothing: the student must open its own turn", fix)
+        return warning(
+            check, "add_generation_prompt changes nothing: the student must open its own turn", fix
+        )
     return fine(check, f"present; the generation prompt is {with_prompt[len(without) :]!r}")
 
 
@@ -163,11 +174,15 @@ def check_same_prompts(
     pairs = [
         (a, b)
         for split in ("validation", "train")
-        for a, b in zip(some_prompts(task, split, _SAME_PROMPTS), some_prompts(theirs, split, _SAME_PROMPTS), strict=True)
+        for a, b in zip(
+            some_prompts(task, split, _SAME_PROMPTS), some_prompts(theirs, split, _SAME_PROMPTS), strict=True
+        )
     ]
     differing = [a.id for a, b in pairs if a.token_ids != b.token_ids]
     if not differing:
-        return fine(check, f"the same tokens by the expert's own tokenizer and template ({len(pairs)} prompts)")
+        return fine(
+            check, f"the same tokens by the expert's own tokenizer and template ({len(pairs)} prompts)"
+        )
     found = f"{len(differing)} of {len(pairs)} prompts (first: {differing[0]}) have other tokens by the expert's own files"
     fix = (
         "Give student and expert the same tokenizer files and chat template; an expert that is asked in another form "

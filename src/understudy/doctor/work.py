@@ -27,8 +27,9 @@ def check_lengths(
     recipe: Recipe, task: Task, student: nn.Module | None, expert: nn.Module | None
 ) -> list[Finding]:
     """Prompts, responses and references against the limits of the task and the contexts of the models."""
-    rows = {split: some_prompts(task, split, _LENGTH_ROWS) for split in ("train", "validation")}
-    findings = [_no_rows(split) for split, prompts in rows.items() if not prompts]
+    splits: tuple[Split, ...] = ("train", "validation")
+    rows = {split: some_prompts(task, split, _LENGTH_ROWS) for split in splits}
+    findings = [_no_rows(split) for split in splits if not rows[split]]
     prompts = [p for found in rows.values() for p in found]
     if not prompts:
         return findings
@@ -64,7 +65,9 @@ def _dropped(task: TextTask) -> list[Finding]:
         share = dropped / (dropped + task.size(split))
         if share > _MANY_DROPPED:
             found = f"{dropped} rows of {split} ({share:.0%}) are left out because they are too long"
-            findings.append(warning("dropped rows", found, "Raise task.max_prompt_tokens or task.max_new_tokens."))
+            findings.append(
+                warning("dropped rows", found, "Raise task.max_prompt_tokens or task.max_new_tokens.")
+            )
     return findings
 
 
@@ -82,7 +85,9 @@ def check_references(recipe: Recipe, task: Task) -> Finding:
         return fine(check, "responses end by their length; there is no end id")
     wrong = [name for name, r in ids if r[-1] not in task.eos_ids or not task.eos_ids.isdisjoint(r[:-1])]
     if wrong:
-        found = f"{len(wrong)} of {len(ids)} references (first: {wrong[0]}) do not end in an end id exactly once"
+        found = (
+            f"{len(wrong)} of {len(ids)} references (first: {wrong[0]}) do not end in an end id exactly once"
+        )
         return problem(check, found, "Let the task close every reference with an id of its eos_ids.")
     return fine(check, f"all of {len(ids)} references end in an end id, which is trained")
 

@@ -217,6 +217,10 @@ def _accuracy(graded: Sequence[tuple[str, bool]]) -> Estimate:
         right.setdefault(prompt_id, []).append(is_correct)
     if len(right) == len(graded):
         return wilson(sum(ok for _, ok in graded), len(graded))
+    shares = {sum(oks) / len(oks) for oks in right.values()}
+    if shares == {0.0} or shares == {1.0}:
+        # All right or all wrong: a variance of 0 would claim certainty. Each prompt counts as one trial.
+        return wilson(len(right) if shares == {1.0} else 0, len(right))
     return ratio_interval([sum(oks) for oks in right.values()], [len(oks) for oks in right.values()])
 
 

@@ -23,7 +23,8 @@ from understudy.records import Prompt
 class HFDecoder:
     """One batch of growing prefixes. The model must be in evaluation mode (see `evaluating`).
 
-    `padding`: the side on which shorter prompts are filled; both give the same laws, left keeps the cache compact.
+    `padding`: the side on which shorter prompts are filled. Both give the same laws, but models whose attention has a
+    window need left: the window counts places of the cache, and right leaves a gap there.
     """
 
     def __init__(

@@ -8,12 +8,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -91,7 +93,7 @@ def save_checkpoint(
     folder: Path,
     keep: int,
 ) -> Path:
-    """Write `step-<n>` atomically, then drop all but the last `keep`.
+    """Write `step-<n>` atomically, then drop all but the last `keep`. Every process calls it and adds what only it has.
 
     Raises:
         TrainingError: it could not be written; the checkpoints before it are untouched.
@@ -99,32 +101,58 @@ def save_checkpoint(
     target = folder / f"step-{progress.total_steps:06d}"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with atomic_path(target) as part:
-            _write_model(model, tokenizer, part)
+        with _shared_path(accelerator, target) as part:
+            if accelerator.is_main_process:
+                _write_model(model, tokenizer, part)
+                (part / "state").mkdir()
+                write_json(part / "state" / "progress.json", asdict(progress))
+            accelerator.wait_for_everyone()
             accelerator.save_state(str(part / "state"), safe_serialization=True)
-            write_json(part / "state" / "progress.json", asdict(progress))
-            (part / "state" / "pool.json").write_text(json.dumps([asdict(t) for t in pool]))
+            _pool_file(accelerator, part).write_text(json.dumps([asdict(t) for t in pool]))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise _cannot_write(target, error) from error
-    for old in checkpoints(folder)[:-keep]:
-        remove(old)
+    if accelerator.is_main_process:
+        for old in checkpoints(folder)[:-keep]:
+            remove(old)
     return target
+
+
+@contextmanager
+def _shared_path(accelerator: Accelerator, target: Path) -> Iterator[Path]:
+    """`atomic_path`, the same for all processes: the main one makes it, and names it once all have written."""
+    if not accelerator.is_main_process:
+        yield Path(broadcast_object_list([None])[0])
+        accelerator.wait_for_everyone()
+        return
+    with atomic_path(target) as part:
+        broadcast_object_list([str(part)])
+        yield part
+        accelerator.wait_for_everyone()
+
+
+def _pool_file(accelerator: Accelerator, checkpoint: Path) -> Path:
+    return checkpoint / "state" / f"pool-{accelerator.process_index}-of-{accelerator.num_processes}.json"
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """All complete checkpoints, oldest first (an incomplete one never has its final name)."""
-    return sorted(folder.glob("step-*"))
+    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> tuple[Progress, list[Trajectory]]:
     """Put weights, optimiser and random states back; returns the progress and the pool of kept trajectories.
 
     Raises:
-        TrainingError: the checkpoint is damaged.
+        TrainingError: the checkpoint is damaged, or was written by another number of processes.
     """
+    if (checkpoint / "state").is_dir() and not _pool_file(accelerator, checkpoint).exists():
+        raise TrainingError(
+            f"checkpoint {checkpoint} was not written by {accelerator.num_processes} process(es): each keeps its own "
+            "trajectories. Resume with as many as before."
+        )
     try:
         progress = Progress(**json.loads((checkpoint / "state" / "progress.json").read_text()))
-        pool = [_trajectory(row) for row in json.loads((checkpoint / "state" / "pool.json").read_text())]
+        pool = [_trajectory(row) for row in json.loads(_pool_file(accelerator, checkpoint).read_text())]
         accelerator.load_state(str(checkpoint / "state"))
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise TrainingError(

@@ -18,14 +18,14 @@ from understudy.trainer.step import StepResult, optimizer_step
 from understudy.trainer.stopping import improves, stop_reason
 
 
-def run_rounds(s: Setup, progress: Progress, pool: list[Trajectory]) -> tuple[str, Evaluation | None]:
+def run_rounds(s: Setup, progress: Progress, pool: list[Trajectory]) -> tuple[str, Evaluation]:
     """Train until the last step or until the recipe's stop condition holds.
 
     Args:
         progress: where to start; moved along in place.
         pool: trajectories of past rounds, for methods that keep them; extended in place.
     Returns:
-        why it ended ("max_steps", "target", "patience"), and the last evaluation (None only if already finished).
+        why it ended ("max_steps", "target", "patience"), and the evaluation of the student as it then is.
     """
     clock = Clock(progress, s.accelerator.device)
     evaluation = None
@@ -53,7 +53,8 @@ def run_rounds(s: Setup, progress: Progress, pool: list[Trajectory]) -> tuple[st
         every = s.recipe.checkpoint.every_steps
         if every and progress.step % every == 0:
             _checkpoint(s, progress, pool, clock)
-    return "max_steps", evaluation
+    # Resumed after its last step: the evaluation is in the log already, but its values are wanted again.
+    return "max_steps", evaluation or s.evaluate()
 
 
 def _prompts_per_round(recipe: Recipe) -> int:
@@ -76,13 +77,14 @@ def _steps_of_round(
 ) -> Iterator[list[Trajectory]]:
     """This process's trajectories of each optimiser step of the round; which ones does not depend on how many processes."""
     train = s.recipe.train
+    num_steps = min(train.steps_per_round, train.steps - progress.step)
     if s.method.prefixes.aggregate:
-        for _ in range(train.steps_per_round):
+        for _ in range(num_steps):
             yield _replayed(s, progress, pool)
         return
     per_step = train.batch_size // train.samples_per_prompt
     processes, mine = s.accelerator.num_processes, s.accelerator.process_index
-    for k in range(min(train.steps_per_round, train.steps - progress.step)):
+    for k in range(num_steps):
         yield [
             t
             for i, t in enumerate(fresh)
@@ -93,7 +95,8 @@ def _steps_of_round(
 def _replayed(s: Setup, progress: Progress, pool: Sequence[Trajectory]) -> list[Trajectory]:
     """A batch drawn without replacement from all rounds so far, the same whatever the number of processes."""
     samples, processes = s.recipe.train.samples_per_prompt, s.accelerator.num_processes
-    prompts = progress.prompts + _prompts_per_round(s.recipe)
+    # Not progress.prompts: that counts the prompts of a warm start in, and the pool does not hold them.
+    prompts = (progress.round + 1) * _prompts_per_round(s.recipe)
     draw = generator(s.recipe.seed, "replay", progress.step)
     chosen = draw.choice(prompts * samples, size=s.recipe.train.batch_size, replace=False)
     batch = []

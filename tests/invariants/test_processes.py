@@ -1,0 +1,126 @@
+"""One process or two: the same trajectories, the same batches, the same weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import TABLE, quiet_console
+
+from understudy.config import recipe_from_table
+from understudy.run import train
+from understudy.settings import set_dotted
+
+RUNNER = Path(__file__).with_name("two_processes.py")
+STEPS = 4
+CASES = {
+    "on-policy": {"method.name": "opd-f", "method.estimator": "sampled", "train.micro_batch_size": 2},
+    "offline": {"method.name": "sft", "evaluate.best_metric": "validation_loss_nats"},
+    "several samples, stale": {
+        "method.name": "opd-pg",
+        "train.samples_per_prompt": 2,
+        "train.steps_per_round": 2,
+    },
+    # Five trajectories a step: the processes do not have equally many, and sometimes one has none.
+    "aggregating": {"method.name": "dagger", "train.batch_size": 5},
+    "one trajectory": {"method.name": "nail-f", "train.batch_size": 1},
+}
+
+
+def table_of(case: str, steps: int = STEPS) -> dict:
+    table = json.loads(json.dumps(TABLE))
+    settings = {"train.batch_size": 8, "checkpoint.every_steps": 2, "evaluate.prompts": 5, "train.steps": steps}
+    for key, value in {**settings, **CASES[case]}.items():
+        set_dotted(table, key, value)
+    return table
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """Every case trained by two processes; the last checkpoint of one case is then gone on from by two."""
+    folder = tmp_path_factory.mktemp("two")
+    rows = [{"recipe": table_of(c), "out": str(folder / c), "resume": False} for c in CASES]
+    again = folder / "aggregating"
+    rows.append({"recipe": table_of("aggregating"), "out": str(again), "resume": True})
+    run_two(folder, rows[:-1])
+    # As if both had been killed after the checkpoint of the last step but before the end.
+    (again / "result.json").rename(folder / "first result.json")
+    (again / "final").rename(folder / "first final")
+    run_two(folder, rows[-1:])
+    return folder
+
+
+def run_two(folder: Path, rows: list[dict]) -> None:
+    spec = folder / "spec.json"
+    spec.write_text(json.dumps(rows))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    workers = []
+    for rank in ("0", "1"):
+        env = {**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
+        log = (folder / f"log {rank}").open("w")
+        workers.append(
+            subprocess.Popen([sys.executable, str(RUNNER), str(spec)], env=env, stdout=log, stderr=log)
+        )
+    try:
+        codes = [w.wait(timeout=240) for w in workers]
+    finally:
+        for w in workers:
+            w.kill()
+    assert codes == [0, 0], "\n".join((folder / f"log {r}").read_text()[-3000:] for r in "01")
+
+
+def weights(folder: Path) -> torch.Tensor:
+    found = load_file(folder / "model.safetensors")
+    return torch.cat([found[name].flatten() for name in sorted(found)])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one(two, tmp_path, case):
+    """Weights after four steps to 2e-6 (sums in another order, through AdamW), and the same records.
+
+    Fails if the gradient is averaged over processes without their token counts, if a prompt falls to both or to
+    none, if random numbers depend on the process, or if the replayed batch does.
+    """
+    train(recipe_from_table(table_of(case)), tmp_path / "one", console=quiet_console())
+    one, both = tmp_path / "one", two / case
+    moved = (weights(one / "final") - weights(both / "final")).abs().max()
+    assert moved < 2e-6
+    rows = [[json.loads(x) for x in (f / "metrics.jsonl").read_text().splitlines()] for f in (one, both)]
+    for a, b in zip(*rows, strict=True):
+        for key in ("kind", "step", "trajectories", "expert_queries", "response_tokens", "trained_tokens"):
+            assert a.get(key) == b.get(key), (key, a["kind"])
+        if a["kind"] == "train":
+            assert a["loss_nats"] == pytest.approx(b["loss_nats"], abs=1e-5)
+            assert a["grad_norm"] == pytest.approx(b["grad_norm"], abs=1e-4)
+        if a["kind"] == "eval":
+            assert a["metrics"].keys() == b["metrics"].keys()
+            for name, m in a["metrics"].items():
+                if m["value"] is not None:
+                    assert m["value"] == pytest.approx(b["metrics"][name]["value"], abs=1e-5)
+
+
+def test_a_checkpoint_of_two_processes_is_whole(two):
+    """It has one model, both random states and both pools, and two processes can go on from it.
+
+    Fails if each process writes a checkpoint of its own and the last one wins.
+    """
+    folder = two / "aggregating" / "checkpoints"
+    assert [p.name for p in folder.iterdir()] == ["step-000004"]
+    state = {p.name for p in (folder / "step-000004" / "state").iterdir()}
+    assert {"model.safetensors", "optimizer.bin", "progress.json"} <= state
+    assert {"random_states_0.pkl", "random_states_1.pkl", "pool-0-of-2.json", "pool-1-of-2.json"} <= state
+    assert torch.equal(weights(two / "aggregating" / "final"), weights(two / "first final"))
+    first, second = (
+        json.loads(f.read_text()) for f in (two / "first result.json", two / "aggregating" / "result.json")
+    )
+    assert first["metrics"] == second["metrics"]
