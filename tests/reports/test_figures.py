@@ -16,7 +16,7 @@ from understudy.reports.figures import (
     story_figure,
     time_figure,
 )
-from understudy.reports.series import groups_of, position_table
+from understudy.reports.series import groups_of, position_table, warm_end
 from understudy.reports.tables import compare_rows, load_compare, load_run
 
 
@@ -58,9 +58,11 @@ def test_learning_curve_ends_at_the_mean_of_the_table(compare):
     axes = figure.axes[0]
     thick = {line.get_label().split()[0]: line for line in axes.lines if line.get_linewidth() == 2.0}
     assert list(thick) == ["opd-f", "nail-f", "nail-r"]
+    groups = {group.label: group for group in groups_of(compare)}
     for row in compare_rows(compare):
         x, y = thick[row["method"]].get_data()
-        assert x[-1] == row["budget"]["expert_queries"]
+        (begin,) = {warm_end(r, w, "expert_queries") for r, w in groups[row["method"]].runs}
+        assert x[-1] + begin == row["budget"]["expert_queries"]  # x counts from the end of the warm start
         assert y[-1] == pytest.approx(row["metrics"]["expert_kl_nats"]["mean"], abs=1e-12)
         assert thick[row["method"]].get_label() == f"{row['method']}  {y[-1]:.3f}"
         (label,) = [text for text in axes.texts if text.get_text() == thick[row["method"]].get_label()]
@@ -103,7 +105,7 @@ def test_moving_front_shows_the_mean_by_position(compare):
     meshes = [mesh for axes in figure.axes for mesh in axes.collections if isinstance(mesh, QuadMesh)][:3]
     for mesh, group in zip(meshes, groups_of(compare), strict=True):
         table = position_table(group, "teacher_forced_accuracy")
-        assert list(table) == list(range(25, 351, 25))  # the warm start's evaluations come first
+        assert list(table) == list(range(-175, 151, 25))  # the warm start's evaluations come first
         shown = np.asarray(mesh.get_array()).reshape(21, len(table))
         np.testing.assert_allclose(shown, np.stack(list(table.values()), axis=1), atol=1e-12)
     assert_texts_are_apart(figure)
@@ -114,8 +116,8 @@ def test_position_figure_draws_first_and_last_evaluation(compare):
     table = position_table(groups_of(compare)[0], "expert_kl_nats")
     lines = figure.axes[0].lines
     assert len(lines) == 5
-    np.testing.assert_allclose(lines[0].get_ydata(), table[25])
-    np.testing.assert_allclose(lines[-1].get_ydata(), table[350])
+    np.testing.assert_allclose(lines[0].get_ydata(), table[-175])
+    np.testing.assert_allclose(lines[-1].get_ydata(), table[150])
     assert lines[0].get_xdata().tolist() == list(range(1, 22))
     assert_texts_are_apart(figure)
 

@@ -116,11 +116,14 @@ def _make_expert(p: _Patient, findings: list[Finding]) -> None:
         needs = method_named(p.recipe.method.name)
         findings.append(fine("expert", f"none, and {needs.name} needs none"))
         return
-    if expert_recipe(p.recipe) is not None:
+    fix = "Correct the [expert] table."
+    waiting = attempt(findings, "expert", lambda: [expert_recipe(p.recipe)], fix)
+    if waiting is None:
+        return
+    if waiting[0] is not None:
         found = f"{config.checkpoint} is not there yet; the run trains it first, as {config.recipe} says"
         findings.append(warning("expert", found, "Examine it again when the expert is there."))
         return
-    fix = "Correct the [expert] table."
     if config.checkpoint is not None and p.tokenizer is not None:
         place = config.checkpoint
         p.expert_tokenizer = attempt(findings, "expert tokenizer", lambda: load_tokenizer(place), fix)

@@ -80,7 +80,6 @@ def draw_curves(axes: Axes, source: Source, metric: str, axis: str) -> None:
     drawn = [(group, curves) for group in groups if (curves := curves_of(group, metric, counter))]
     if not drawn:
         raise DataError(f"expected evaluations with {metric!r} and {counter!r}, no run here has any.")
-    _shade_warm_start(axes, groups, metric, counter)
     ends: list[tuple[str, str, float, float]] = []
     for group, curves in drawn:
         x, mean, low, high = mean_curve(curves, metric)
@@ -94,9 +93,11 @@ def draw_curves(axes: Axes, source: Source, metric: str, axis: str) -> None:
         axes.plot(x, mean, group.dashes, color=group.color, linewidth=2.0, marker=marker, label=text)
         ends.append((text, group.color, float(x[-1]), float(mean[-1])))
     name, unit = _names(metric)
-    tidy(axes, x_label=axis_words, y_label=unit, title=f"{name} by {axis_words}")
+    right = max(float(x[-1]) for _, curves in drawn for x, _ in curves)
+    has_warm_start = _shade_warm_start(axes, groups, metric, counter, right)
+    x_label = f"{axis_words} after the warm start" if has_warm_start else axis_words
+    tidy(axes, x_label=x_label, y_label=unit, title=f"{name} by {axis_words}")
     count_axis(axes)
-    axes.set_xlim(left=0)
     if metric in METRICS and METRICS[metric].is_rate:
         axes.set_ylim(-0.03, 1.03)
     elif metric in METRICS:
@@ -115,8 +116,8 @@ def position_figure(source: Source, metric: str = "accuracy_greedy") -> Figure:
     if not groups:
         raise DataError(f"expected evaluations with by_position {metric!r}, no run here has any.")
     tables = [position_table(group, metric) for group in groups]
-    last_step = max(max(table) for table in tables)
-    norm, colors = Normalize(0, last_step or 1), _by_step_colors()
+    first_step, last_step = min(min(t) for t in tables), max(max(t) for t in tables)
+    norm, colors = Normalize(first_step, max(last_step, first_step + 1)), _by_step_colors()
     name, unit = _names(metric)
     title = f"{name} by position in the response"
     figure, panels = _panels([group.label for group in groups], title)
@@ -137,7 +138,10 @@ def position_figure(source: Source, metric: str = "accuracy_greedy") -> Figure:
         count_axis(panel, num_ticks=5)
     figure.supxlabel("position in the response", fontsize=10, color=INK)
     figure.supylabel(_worded(name, unit), fontsize=10, color=INK)
-    _color_bar(figure, panels, norm, colors, "optimiser steps")
+    has_warm_start = first_step < 0
+    _color_bar(
+        figure, panels, norm, colors, "steps after the warm start" if has_warm_start else "optimiser steps"
+    )
     return figure
 
 
@@ -176,10 +180,10 @@ def moving_front(source: Source, metric: str | None = None) -> Figure:
         end = max(warm_end(run, warm, "step") for run, warm in group.runs)
         has_warm_start = has_warm_start or end > 0
         if end > 0:
-            panel.axvline(end, color="white", linewidth=1.6)
-            panel.axvline(end, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+            panel.axvline(0, color="white", linewidth=1.6)
+            panel.axvline(0, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
         count_axis(panel, num_ticks=4)
-    words = "optimiser steps (dashed: end of the warm start)" if has_warm_start else "optimiser steps"
+    words = "optimiser steps after the warm start (dashed)" if has_warm_start else "optimiser steps"
     figure.supxlabel(words, fontsize=10, color=INK)
     figure.supylabel("position in the response", fontsize=10, color=INK)
     _color_bar(figure, panels, norm, colors, _worded(name, unit))
@@ -283,19 +287,29 @@ def _draw_half_tile(
         )
 
 
-def _shade_warm_start(axes: Axes, groups: Sequence[Group], metric: str, counter: str) -> None:
-    """Grey where the warm start ran, with its own evaluations as thin grey lines."""
-    end = max((warm_end(run, warm, counter) for group in groups for run, warm in group.runs), default=0.0)
-    if end <= 0:
-        return
+WARM_SHARE = 0.45
+"""Most of the part right of it that the warm start may take up: it is shown for context, its beginning may be cut off."""
+
+
+def _shade_warm_start(axes: Axes, groups: Sequence[Group], metric: str, counter: str, right: float) -> bool:
+    """Grey left of zero, where the warm start ran, with its own evaluations as thin grey lines; sets the limits of x.
+
+    Returns whether there was any warm start.
+    """
+    lengths = [warm_end(run, warm, counter) for group in groups for run, warm in group.runs]
+    left = min(max(lengths, default=0.0), WARM_SHARE * right if right > 0 else math.inf)
+    axes.set_xlim(-left, 1.02 * right if right > 0 else None)
+    if left <= 0:
+        return False
     shared = {warm.folder: warm for group in groups for _, warm in group.runs if warm is not None}
-    axes.axvspan(0, end, color=SHADE, zorder=0, linewidth=0)
+    axes.axvspan(-left, 0, color=SHADE, zorder=0, linewidth=0)
     for warm in shared.values():
-        x = [number(record, counter) for record in warm.evals]
+        end = max((number(record, counter) for record in warm.evals), default=0.0)
+        x = [number(record, counter) - end for record in warm.evals]
         axes.plot(x, [metric_of(record, metric).value for record in warm.evals], color=FAINT, linewidth=1.0)
     is_rising = metric not in METRICS or METRICS[metric].is_higher_better
     axes.text(
-        end / 2,
+        -left / 2,
         0.97 if is_rising else 0.03,
         "shared\nwarm start" if shared else "warm start",
         transform=axes.get_xaxis_transform(),
@@ -304,6 +318,7 @@ def _shade_warm_start(axes: Axes, groups: Sequence[Group], metric: str, counter:
         fontsize=9,
         color=INK,
     )
+    return True
 
 
 def _panels(titles: Sequence[str], title: str) -> tuple[Figure, list[Axes]]:

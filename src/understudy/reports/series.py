@@ -52,16 +52,21 @@ def groups_of(source: Source) -> list[Group]:
 
 
 def curves_of(group: Group, metric: str, counter: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """One (x, y) per seed, sorted; it begins where its warm start ended."""
+    """One (x, y) per seed, sorted; it begins where its warm start ended, and x counts from there.
+
+    Warm starts that end on a measured condition end at another budget for every seed: counted from zero, the seeds of
+    one method would have no x in common to be averaged at.
+    """
     curves: list[tuple[np.ndarray, np.ndarray]] = []
     for run, warm in group.runs:
+        begin = warm_end(run, warm, counter)
         points = [(number(record, counter), metric_of(record, metric).value) for record in run.evals]
         if warm is not None and warm.evals and points:
             start = (number(warm.evals[-1], counter), metric_of(warm.evals[-1], metric).value)
             points = [start, *points] if start[0] < points[0][0] else points
         points = sorted(point for point in points if math.isfinite(point[0] + point[1]))
         if points:
-            curves.append((np.array([x for x, _ in points]), np.array([y for _, y in points])))
+            curves.append((np.array([x for x, _ in points]) - begin, np.array([y for _, y in points])))
     return curves
 
 
@@ -93,13 +98,14 @@ def warm_end(run: RunData, warm: RunData | None, counter: str) -> float:
 def position_table(group: Group, name: str) -> dict[int, np.ndarray]:
     """Step -> values by position (from position 1), averaged over the seeds that were evaluated at that step.
 
-    NaN where no seed has a value: positions that no response reached.
+    Steps count from the end of the warm start; before it they are negative. NaN where no seed has a value: positions that no response reached.
     """
     by_step: dict[int, list[list[float]]] = {}
-    for index in range(len(group.runs)):
+    for index, (run, warm) in enumerate(group.runs):
+        begin = warm_end(run, warm, "step")
         for record in group.evals(index):
             row = (record.get("by_position") or {}).get(name)
-            step = number(record, "step")
+            step = number(record, "step") - begin
             if row and not math.isnan(step):
                 values = [
                     float(v) if isinstance(v, int | float) and math.isfinite(v) else math.nan for v in row

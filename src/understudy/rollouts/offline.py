@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,9 +65,12 @@ class OfflineData:
     def _write(self, number: int, file: Path) -> None:
         prompts = self.task.prompts("train", number * BLOCK_PROMPTS, BLOCK_PROMPTS)
         repeated = [p for p in prompts for _ in range(self.samples_per_prompt)]
-        names = [
-            (self.seed, "offline", number, p.id, i % self.samples_per_prompt) for i, p in enumerate(repeated)
-        ]
+        # A small data set comes round again within a block: its prompts get new samples then, as in the next block.
+        seen: Counter[str] = Counter()
+        names = []
+        for p in repeated:
+            names.append((self.seed, "offline", number, p.id, seen[p.id]))
+            seen[p.id] += 1
         responses = sample(
             repeated,
             limits=self.limits,
