@@ -98,7 +98,8 @@ def warm_end(run: RunData, warm: RunData | None, counter: str) -> float:
 def position_table(group: Group, name: str) -> dict[int, np.ndarray]:
     """Step -> values by position (from position 1), averaged over the seeds that were evaluated at that step.
 
-    Steps count from the end of the warm start; before it they are negative. NaN where no seed has a value: positions that no response reached.
+    Steps count from the end of the warm start; before it they are negative. NaN where no seed has a value: positions
+    that no response reached.
     """
     by_step: dict[int, list[list[float]]] = {}
     for index, (run, warm) in enumerate(group.runs):
