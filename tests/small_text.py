@@ -15,7 +15,8 @@ CONTEXT = 96
 def rows(first: int, count: int) -> list[dict[str, str]]:
     """Sums such as `3+14=` with the answer `17`; no prompt occurs twice."""
     return [
-        {"prompt": f"{i % 10}+{i // 10}=", "reference": str(i % 10 + i // 10)} for i in range(first, first + count)
+        {"prompt": f"{i % 10}+{i // 10}=", "reference": str(i % 10 + i // 10)}
+        for i in range(first, first + count)
     ]
 
 
@@ -25,7 +26,9 @@ def write_rows(path: Path, made: list[dict[str, Any]]) -> Path:
 
 
 def model(family: Any = "llama", width: int = 16) -> NewModel:
-    return NewModel(family=family, layers=1, width=width, heads=2, max_positions=CONTEXT, initializer_range=0.3)
+    return NewModel(
+        family=family, layers=1, width=width, heads=2, max_positions=CONTEXT, initializer_range=0.3
+    )
 
 
 def make_world(folder: Path, **task: Any) -> dict[str, Any]:

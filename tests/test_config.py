@@ -4,8 +4,8 @@ import copy
 from typing import Any
 
 import pytest
-from small import TABLE
 
+from small import TABLE
 from understudy.config import (
     AbsorbingNoise,
     JsonlTask,
@@ -110,30 +110,65 @@ SOFT = {"law": "temperature", "temperature": 4.0}
     ("dotted", "message"),
     [
         ({"method__name": "nail-g"}, r"method\.name = 'nail-g' is not a method\. Did you mean nail-"),
-        ({"method__beta": 0.5}, r"method\.beta is not an option of opd-f \(its options: rollout_temperature\)"),
+        (
+            {"method__beta": 0.5},
+            r"method\.beta is not an option of opd-f \(its options: rollout_temperature\)",
+        ),
         ({"method__name": "sft", "method__decay": 0.5}, r"not an option of sft \(its options: none\)"),
         ({"method": {"name": "opd-r", "estimator": "sampled"}}, r"not offered by opd-r .*method opd-pg"),
         ({"method": {"name": "opd-pg", "estimator": "exact"}}, r"not offered by opd-pg .*method opd-r"),
-        ({"method": {"name": "gkd", "beta": 1.0}}, r"method\.beta of gkd must be in \(0, 1\), got 1\. .*nail-r or opd-r"),
-        ({"method": {"name": "gkd", "student_share": 0.0}}, r"student_share of gkd must be in \(0, 1\), got 0\. At 0 it is kd"),
+        (
+            {"method": {"name": "gkd", "beta": 1.0}},
+            r"method\.beta of gkd must be in \(0, 1\), got 1\. .*nail-r or opd-r",
+        ),
+        (
+            {"method": {"name": "gkd", "student_share": 0.0}},
+            r"student_share of gkd must be in \(0, 1\), got 0\. At 0 it is kd",
+        ),
         ({"method__rollout_temperature": -1.0}, r"rollout_temperature of opd-f must be in \[0, 10\], got -1"),
-        ({"method__name": "nail-known", "expert__noise": None}, r"nail-known .*needs expert\.noise\.law.*found no noise\. Use nail-f"),
-        ({"method__name": "sft-known", "expert__noise": SOFT}, r"sft-known .*found temperature noise\. Use sft instead"),
+        (
+            {"method__name": "nail-known", "expert__noise": None},
+            r"nail-known .*needs expert\.noise\.law.*found no noise\. Use nail-f",
+        ),
+        (
+            {"method__name": "sft-known", "expert__noise": SOFT},
+            r"sft-known .*found temperature noise\. Use sft instead",
+        ),
         ({"expert": None}, r"opd-f asks an expert for labels and the recipe has no \[expert\] table"),
         ({"method__name": "sft", "expert": None}, r"sft asks an expert for prefixes and the recipe has no"),
-        ({"warm_start": {"method": "kd", "max_steps": 3}, "expert": None, "method__name": "sft", "data__offline": "reference"}, r"kd asks an expert for labels"),
-        ({"warm_start": {"method": "sft-known", "max_steps": 3}, "expert__noise": None}, r"sft-known .*found no noise"),
+        (
+            {
+                "warm_start": {"method": "kd", "max_steps": 3},
+                "expert": None,
+                "method__name": "sft",
+                "data__offline": "reference",
+            },
+            r"kd asks an expert for labels",
+        ),
+        (
+            {"warm_start": {"method": "sft-known", "max_steps": 3}, "expert__noise": None},
+            r"sft-known .*found no noise",
+        ),
         ({"warm_start": {"method": "sft"}}, r"^warm_start: warm_start\.max_steps must be > 0, got 0"),
         ({"warm_start": {"max_steps": 3}}, r"give either warm_start\.checkpoint or warm_start\.method"),
         ({"expert": {"kind": "local"}}, r"a local expert needs expert\.checkpoint"),
         ({"expert__checkpoint": "somewhere"}, r"an oracle expert .*takes no expert\.checkpoint"),
-        ({"task": {"kind": "jsonl", "train": "a"}}, r"expert\.kind = 'oracle' needs a task with an exact law; task\.kind = 'jsonl'"),
+        (
+            {"task": {"kind": "jsonl", "train": "a"}},
+            r"expert\.kind = 'oracle' needs a task with an exact law; task\.kind = 'jsonl'",
+        ),
         ({"student__checkpoint": "a"}, r"give either student\.checkpoint .* or a \[student\.new\] table"),
         ({"student__new__heads": 3}, r"width must be a multiple of heads, got 16 and 3"),
         ({"train__steps": 0}, r"^train: steps must be > 0, got 0"),
-        ({"train__samples_per_prompt": 3}, r"batch_size must be a multiple of samples_per_prompt, got 8 and 3"),
+        (
+            {"train__samples_per_prompt": 3},
+            r"batch_size must be a multiple of samples_per_prompt, got 8 and 3",
+        ),
         ({"train__micro_batch_size": 0}, r"micro_batch_size must be > 0"),
-        ({"train__steps_per_round": 2, "checkpoint__every_steps": 3}, r"checkpoint\.every_steps must be a multiple of train\.steps_per_round, got 3 and 2"),
+        (
+            {"train__steps_per_round": 2, "checkpoint__every_steps": 3},
+            r"checkpoint\.every_steps must be a multiple of train\.steps_per_round, got 3 and 2",
+        ),
         ({"optimizer__learning_rate": 0.0}, r"learning_rate must be > 0"),
         ({"optimizer__betas": [0.9]}, r"betas must be two numbers in \[0, 1\)"),
         ({"optimizer__final_rate": 1.5}, r"final_rate must be in \[0, 1\]"),
@@ -143,13 +178,25 @@ SOFT = {"law": "temperature", "temperature": 4.0}
         ({"compare": {"methods": []}}, r"compare\.methods is empty"),
         ({"compare": {"methods": ["sft"], "seeds": []}}, r"compare\.seeds is empty"),
         ({"compare": {"methods": ["sft", "sft"]}}, r"compare lists something twice: \['sft', 'sft'\]"),
-        ({"compare": {"methods": ["sft"], "overrides": {"kd": {}}}}, r"compare\.overrides\.kd names no entry"),
-        ({"compare": {"methods": ["sft"], "overrides": {"sft": {"task.length": 3}}}}, r"compare\.overrides\.sft may set .*, not task\.length"),
+        (
+            {"compare": {"methods": ["sft"], "overrides": {"kd": {}}}},
+            r"compare\.overrides\.kd names no entry",
+        ),
+        (
+            {"compare": {"methods": ["sft"], "overrides": {"sft": {"task.length": 3}}}},
+            r"compare\.overrides\.sft may set .*, not task\.length",
+        ),
         ({"compare": {"methods": ["sfft"]}}, r"'sfft' is not a method\. Did you mean sft"),
-        ({"compare": {"methods": ["sft", "nail-known"]}, "expert__noise": None}, r"^compare\.methods, nail-known: nail-known pushes .*found no noise"),
-        ({"compare": {"methods": ["sft"], "overrides": {"sft": {"train.stepz": 3}}}}, r"compare\.methods, sft: train\.stepz is not a setting"),
+        (
+            {"compare": {"methods": ["sft", "nail-known"]}, "expert__noise": None},
+            r"^compare\.methods, nail-known: nail-known pushes .*found no noise",
+        ),
+        (
+            {"compare": {"methods": ["sft"], "overrides": {"sft": {"train.stepz": 3}}}},
+            r"compare\.methods, sft: train\.stepz is not a setting",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_run_is_refused_before_a_model_is_loaded(dotted, message):
     refused(message, **dotted)
 
@@ -161,7 +208,9 @@ def test_references_make_an_expert_unnecessary_for_sft_alone():
 
 def test_tagged_tables_and_optional_ones():
     task = {"kind": "jsonl", "train": "a.jsonl", "stop_strings": ["\n"]}
-    made = recipe(task=task, expert=None, method__name="sft", data__offline="reference", student__lora={"rank": 4})
+    made = recipe(
+        task=task, expert=None, method__name="sft", data__offline="reference", student__lora={"rank": 4}
+    )
     assert made.task == JsonlTask(kind="jsonl", train="a.jsonl", stop_strings=("\n",))
     assert made.student.lora == LoraConfig(rank=4)
 
@@ -172,7 +221,12 @@ def test_a_cell_has_its_method_seed_and_overrides_and_nothing_else_changes():
     assert (cell.method, cell.seed) == (MethodConfig(name="sft"), 4)
     assert (cell.optimizer.schedule, cell.optimizer.warmup_steps) == ("cosine", 5)
     assert cell.compare is None
-    assert (cell.task, cell.train, cell.evaluate, cell.expert) == (base.task, base.train, base.evaluate, base.expert)
+    assert (cell.task, cell.train, cell.evaluate, cell.expert) == (
+        base.task,
+        base.train,
+        base.evaluate,
+        base.expert,
+    )
     assert cell_recipe(base, "nail-f", 3).optimizer == base.optimizer
 
 
@@ -182,12 +236,18 @@ def test_a_label_of_ones_own_names_its_method_in_its_overrides():
 
 
 def test_the_warm_start_is_a_recipe_of_its_own():
-    base = recipe(warm_start=WARM, optimizer__schedule="cosine", compare=COMPARE, evaluate__best_metric="expert_kl_nats")
+    base = recipe(
+        warm_start=WARM, optimizer__schedule="cosine", compare=COMPARE, evaluate__best_metric="expert_kl_nats"
+    )
     first = warm_start_recipe(base)
     assert first is not None
     assert (first.method.name, first.train.steps, first.train.batch_size) == ("sft", 7, base.train.batch_size)
     assert (first.optimizer.schedule, first.optimizer.learning_rate) == ("constant", 1e-3)
-    assert (first.evaluate.every_steps, first.evaluate.sampled, first.evaluate.best_metric) == (3, False, None)
+    assert (first.evaluate.every_steps, first.evaluate.sampled, first.evaluate.best_metric) == (
+        3,
+        False,
+        None,
+    )
     assert first.stop is not None
     assert (first.stop.metric, first.stop.target) == ("teacher_forced_accuracy", 0.9)
     assert first.warm_start is None
@@ -204,7 +264,9 @@ def test_narrowing_keeps_the_overrides_of_what_is_left():
     assert set(small.compare.overrides) == {"cold"}
     assert narrowed(base) is base
     assert narrowed(recipe(), methods=["sft"]).compare is not None
-    with pytest.raises(ConfigError, match=r"recipe tiny has no \[compare\] table, so the methods must be given"):
+    with pytest.raises(
+        ConfigError, match=r"recipe tiny has no \[compare\] table, so the methods must be given"
+    ):
         narrowed(recipe(), seeds=[1])
     with pytest.raises(ConfigError, match="'nail-x' is not a method"):
         narrowed(base, methods=["nail-x"])

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+
 from small import make_recipe, quiet_console
 from small_text import make_world
-
 from understudy.config import recipe_from_table
 from understudy.errors import ConfigError, DataError, ModelError
 from understudy.evaluate_checkpoint import checkpoint_and_recipe, evaluate_checkpoint
@@ -29,7 +29,9 @@ def test_the_same_numbers_as_the_runs_last_evaluation(run_folder):
 
 
 def test_another_split_and_more_samples_are_other_numbers(run_folder):
-    place, recipe = checkpoint_and_recipe(run_folder, None, ["evaluate.samples_per_prompt=3", "evaluate.prompts=5"])
+    place, recipe = checkpoint_and_recipe(
+        run_folder, None, ["evaluate.samples_per_prompt=3", "evaluate.prompts=5"]
+    )
     validation, test = (evaluate_checkpoint(place, recipe, split=split) for split in ("validation", "test"))
     assert test.metrics["expert_kl_nats"].n == 15
     assert test.metrics["teacher_forced_accuracy"].n == 5
@@ -56,14 +58,16 @@ def test_a_split_that_is_not_there(tmp_path):
     table = make_world(tmp_path)
     with pytest.raises(DataError, match="has no test split"):
         evaluate_checkpoint(tmp_path / "student", recipe_from_table(table), split="test")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="cannot load a causal LM"):
-        (tmp_path / "empty").mkdir()
         evaluate_checkpoint(tmp_path / "empty", recipe_from_table(table))
 
 
 def test_several_samples_that_are_all_wrong_do_not_claim_certainty(run_folder):
     """A variance of zero over prompts must not become an interval of width zero."""
-    place, recipe = checkpoint_and_recipe(run_folder, None, ["evaluate.samples_per_prompt=2", "evaluate.prompts=16"])
+    place, recipe = checkpoint_and_recipe(
+        run_folder, None, ["evaluate.samples_per_prompt=2", "evaluate.prompts=16"]
+    )
     hard = recipe_from_table(recipe.to_table(), {"task.length": 12})
     found = evaluate_checkpoint(place, hard).metrics["accuracy_sampled"]
     # 16 prompts, none right: Wilson's upper end is z^2 / (n + z^2) = 0.1936. By chance right: 32 * 3^-12 = 6e-5.

@@ -5,8 +5,8 @@ import tomllib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import TABLE
 
+from small import TABLE
 from understudy.config import load_recipe, recipe_from_table
 from understudy.methods import METHODS
 from understudy.resolved import expansion, resolved_recipe, to_toml
@@ -35,7 +35,11 @@ def test_types_survive():
 
 
 def test_the_resolved_recipe_is_the_same_recipe(tmp_path):
-    compare = {"methods": ["sft", "nail-f"], "seeds": [0, 1], "overrides": {"sft": {"optimizer.schedule": "cosine"}}}
+    compare = {
+        "methods": ["sft", "nail-f"],
+        "seeds": [0, 1],
+        "overrides": {"sft": {"optimizer.schedule": "cosine"}},
+    }
     recipe = recipe_from_table(TABLE, {"compare": compare, "warm_start": {"method": "sft", "max_steps": 3}})
     text = resolved_recipe(recipe)
     (tmp_path / "recipe.toml").write_text(text)
@@ -55,7 +59,9 @@ def test_every_method_is_spelt_out(name):
 
 
 def test_what_the_recipe_changes_in_its_row_is_said():
-    line = expansion(recipe_from_table(TABLE, {"method": {"name": "gkd", "beta": 0.3, "rollout_temperature": 0.7}}))
+    line = expansion(
+        recipe_from_table(TABLE, {"method": {"name": "gkd", "beta": 0.3, "rollout_temperature": 0.7}})
+    )
     assert "at temperature 0.7" in line
     assert "beta: 0.3" in line
     assert "student_share: 0.5" in line

@@ -34,7 +34,9 @@ class House:
 
 
 def test_values_defaults_and_nesting():
-    house = from_table(House, {"rooms": 3, "height": 2, "pet": {"kind": "dog", "tricks": ["sit"]}, "sizes": [1, 2.5]})
+    house = from_table(
+        House, {"rooms": 3, "height": 2, "pet": {"kind": "dog", "tricks": ["sit"]}, "sizes": [1, 2.5]}
+    )
     assert house == House(rooms=3, height=2.0, pet=Dog(kind="dog", tricks=("sit",)), sizes=(1.0, 2.5))
     assert type(house.height) is float
     assert all(type(size) is float for size in house.sizes)
@@ -52,7 +54,10 @@ def test_a_table_reads_back_and_leaves_out_what_is_none():
     [
         ({"rooms": 3, "heigth": 2.0}, r"^heigth is not a setting\. Did you mean height\?$"),
         ({"rooms": 3, "zzz": 2.0}, r"^zzz is not a setting\. Valid names: color, height, .*sizes\.$"),
-        ({"rooms": 3, "pet": {"kind": "cat", "live": 1}}, r"^pet\.live is not a setting\. Did you mean lives\?$"),
+        (
+            {"rooms": 3, "pet": {"kind": "cat", "live": 1}},
+            r"^pet\.live is not a setting\. Did you mean lives\?$",
+        ),
         ({}, r"^rooms is required and missing\.$"),
         ({"rooms": "3"}, r"^rooms must be a whole number, got '3'\.$"),
         ({"rooms": 3.5}, r"^rooms must be a whole number, got 3\.5\.$"),
@@ -60,14 +65,20 @@ def test_a_table_reads_back_and_leaves_out_what_is_none():
         ({"rooms": 3, "height": True}, r"^height must be a number, got True\.$"),
         ({"rooms": 3, "is_old": 1}, r"^is_old must be true or false, got 1\.$"),
         ({"rooms": 3, "name": 5}, r"^name must be a string, got 5\.$"),
-        ({"rooms": 3, "color": "gren"}, r"^color must be one of red, green, got 'gren'\. Did you mean green\?$"),
+        (
+            {"rooms": 3, "color": "gren"},
+            r"^color must be one of red, green, got 'gren'\. Did you mean green\?$",
+        ),
         ({"rooms": 3, "sizes": 2.0}, r"^sizes must be a list, got 2\.0\.$"),
         ({"rooms": 3, "sizes": [1, "b"]}, r"^sizes\[1\] must be a number, got 'b'\.$"),
         ({"rooms": 3, "notes": 1}, r"^notes must be a table, got 1\.$"),
         ({"rooms": 3, "pet": {"lives": 3}}, r"^pet\.kind is required and missing\. One of: cat, dog\.$"),
         ({"rooms": 3, "pet": {"kind": "dgo"}}, r"^pet\.kind 'dgo' is not known\. Did you mean dog\?$"),
         # The tag chooses the table: a setting of the other one is unknown here.
-        ({"rooms": 3, "pet": {"kind": "dog", "lives": 3}}, r"^pet\.lives is not a setting\. Valid names: kind, tricks\.$"),
+        (
+            {"rooms": 3, "pet": {"kind": "dog", "lives": 3}},
+            r"^pet\.lives is not a setting\. Valid names: kind, tricks\.$",
+        ),
         ([1], r"^the recipe must be a table of settings, got \[1\]\.$"),
     ],
 )

@@ -5,9 +5,9 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_text import model, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from small_text import model, write_rows
 from understudy.errors import ConfigError, DataError
 from understudy.models import generation_eos_ids
 from understudy.starter import EOS, PAD, SPECIAL_TOKENS, make_starter, read_texts, train_tokenizer
@@ -43,7 +43,11 @@ def test_the_same_text_gives_the_same_tokens():
 
 
 def test_the_chat_template_opens_the_assistants_turn_and_closes_it_with_eos():
-    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "so"}]
+    turns = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "so"},
+    ]
     rendered = TOKENIZER.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert rendered == "<user>hi<assistant>yes<eos><user>so<assistant>"
     ids = TOKENIZER.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
@@ -54,14 +58,18 @@ def test_the_chat_template_opens_the_assistants_turn_and_closes_it_with_eos():
 
 
 def test_a_tokenizer_needs_room_for_the_bytes():
-    with pytest.raises(ConfigError, match=r"vocab_size must be at least 261 \(256 bytes and 5 special tokens\), got 260"):
+    with pytest.raises(
+        ConfigError, match=r"vocab_size must be at least 261 \(256 bytes and 5 special tokens\), got 260"
+    ):
         train_tokenizer(iter(()), vocab_size=260)
     assert len(train_tokenizer(iter(()), vocab_size=261)) == 261
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_checkpoint_loads_and_knows_its_end(tmp_path, family):
-    made = make_starter(tmp_path / "m", model=model(family), vocab_size=280, texts=[_text_file(tmp_path)], seed=3)
+    made = make_starter(
+        tmp_path / "m", model=model(family), vocab_size=280, texts=[_text_file(tmp_path)], seed=3
+    )
     loaded = AutoModelForCausalLM.from_pretrained(made.folder)
     tokenizer = AutoTokenizer.from_pretrained(made.folder)
     assert made.parameters == sum(p.numel() for p in loaded.parameters())

@@ -67,11 +67,13 @@ def build(
             f"task {task.name} states no vocab_size and the student has no tokenizer; one of them must."
         )
     student = build_student(recipe, vocab_size, task.eos_ids | eos_ids, checkpoint).to(device)
+    vocab_size = min(vocab_size, output_size(student))
+    _check_ids(task, vocab_size)
     check_context(recipe, student, task)
     if expert is None and recipe.expert is not None:
         expert = build_expert(recipe, task, tokenizer, vocab_size, device)
     if noise is None and recipe.expert is not None and recipe.expert.noise is not None:
-        noise = build_noise(recipe.expert.noise, task.action_ids or tuple(range(vocab_size)))
+        noise = build_noise(recipe.expert.noise, task.action_ids)
     if expert is not None and noise is not None:
         expert = NoisyExpert(expert, noise)
     if expert is not None and expert.vocab_size != vocab_size:
@@ -161,30 +163,41 @@ def build_student(
         model = new_model(
             config.new, vocab_size=config.new.vocab_size or vocab_size, eos_ids=eos_ids, seed=recipe.seed
         )
-    if output_size(model) < vocab_size:
-        raise ModelError(
-            f"the student {source or '(new)'} has {output_size(model)} output rows and the tokenizer {vocab_size} tokens. "
-            "Resize its embeddings, or use the tokenizer it was trained with."
-        )
     check_head(model, source or "the new student")
     return model if config.lora is None else add_lora(model, config.lora, seed=recipe.seed)
 
 
-def check_context(recipe: Recipe, student: nn.Module, task: Task) -> None:
-    """Refuse prompts and responses whose longest together do not fit the student's context.
+def check_context(recipe: Recipe, model: nn.Module, task: Task, who: str = "student") -> None:
+    """Refuse prompts and responses whose longest together do not fit the model's context.
 
     Raises:
         ConfigError: they do not.
     """
-    context = context_length(student)
+    context = context_length(model)
     longest = recipe.train.max_new_tokens or task.max_new_tokens
     prompt = getattr(recipe.task, "max_prompt_tokens", None)
     if isinstance(recipe.task, ModularAdditionTask):
         prompt = recipe.task.length + 1
     if context is not None and prompt is not None and prompt + longest > context:
         raise ConfigError(
-            f"prompts of up to {prompt} tokens and responses of up to {longest} do not fit the student's context of {context}. "
+            f"prompts of up to {prompt} tokens and responses of up to {longest} do not fit the {who}'s context of {context}. "
             "Lower task.max_prompt_tokens or max_new_tokens."
+        )
+
+
+def _check_ids(task: Task, vocab_size: int) -> None:
+    """A tokenizer may hold ids that no text of the task uses and the model has no row for; used ones it must have.
+
+    Raises:
+        ModelError: an id of the first prompts, of their references or of the end tokens is beyond the model's rows.
+    """
+    rows = task.prompts("train", 0, 256)
+    used = {i for p in rows for i in (*p.token_ids, *(p.reference_ids or ()))} | task.eos_ids
+    highest = max(used, default=0)
+    if highest >= vocab_size:
+        raise ModelError(
+            f"the student has {vocab_size} output rows and the tokenizer gives id {highest} ({task.decode([highest])!r}). "
+            "Resize its embeddings, or use the tokenizer it was trained with."
         )
 
 
@@ -213,6 +226,7 @@ def build_expert(
     expert = load_local_expert(
         config.checkpoint, vocab_size=vocab_size, dtype=getattr(torch, config.dtype), device=device
     )
+    check_context(recipe, expert.model, task, "expert")
     rows = output_size(expert.model)
     if rows < vocab_size or (tokenizer is None and rows != vocab_size):
         raise ModelError(

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from understudy.config import Recipe, cell_recipe, warm_start_recipe
-from understudy.errors import ConfigError
+from understudy.errors import ConfigError, TrainingError
 from understudy.experts.expert import Expert
 from understudy.experts.noisy import Noise
 from understudy.files import remove, write_json
@@ -83,7 +84,12 @@ def compare(
     count = workers or recipe.compare.workers
     given = OwnParts(task=task, expert=expert, noise=noise)
     own = given if any(part is not None for part in vars(given).values()) else None
-    _run_jobs(jobs, board, own, 1 if own else count, console)
+    try:
+        _run_jobs(jobs, board, own, 1 if own else count, console)
+    except OSError as error:
+        raise TrainingError(
+            f"{folder}: {error}. Nothing written before is lost; free some space and go on with --resume."
+        ) from error
     return compare_rows(load_compare(folder))
 
 
@@ -188,6 +194,7 @@ def _run_jobs(jobs: list[_Job], board: _Board, own: OwnParts | None, workers: in
                 worker.close()
         for thread in threads:
             thread.join()
+    board.write()
 
 
 def _work(
@@ -210,15 +217,17 @@ def _work(
         job.status = "running"
         warm_start = job.needs.folder if job.needs is not None else None
         order = job_of(job.recipe.to_table(), job.folder, warm_start, job.stage)
-        if own is not None:
-            error = run_job(order, **vars(own))
-        else:
-            worker = worker or Worker()
-            board.workers.add(worker)
-            try:
+        try:
+            if own is not None:
+                error = run_job(order, **vars(own))
+            else:
+                worker = worker or Worker()
+                board.workers.add(worker)
                 error = worker.run(order)
-            except WorkerDiedError as death:
-                worker, error = None, str(death)
+        except WorkerDiedError as death:
+            worker, error = None, str(death)
+        except OSError as failure:  # no process could be started; whoever waits for this job must hear of it
+            worker, error = None, f"no worker process could be started: {failure}"
         if not stop.is_set():
             _end(job, board, "done" if error is None else "failed", error)
     if worker is not None:
@@ -228,7 +237,10 @@ def _work(
 def _end(job: _Job, board: _Board, status: str, error: str | None) -> None:
     job.status, job.error = status, error
     job.ended.set()
-    board.write()
+    try:
+        board.write()
+    except OSError as failure:  # a full disk; the watching thread writes again at the end, and reports it
+        job.error = job.error or f"compare.json could not be written: {failure}"
 
 
 def _watch(jobs: list[_Job], threads: list[threading.Thread], console: Console) -> None:
@@ -271,7 +283,9 @@ def _say(job: _Job, console: Console) -> None:
     if job.status == "failed":
         last = (job.error or "").strip().splitlines()
         console.print(
-            f"[red]{job.name} failed:[/] {last[-1] if last else ''}", highlight=False, soft_wrap=True
+            f"[red]{escape(job.name)} failed:[/] {escape(last[-1]) if last else ''}",
+            highlight=False,
+            soft_wrap=True,
         )
     else:
         console.print(f"{job.name}: {_one_line(job.folder)}", highlight=False, soft_wrap=True)

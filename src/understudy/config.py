@@ -13,13 +13,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 from understudy.errors import ConfigError
-from understudy.methods import METHODS, Method, method_named
+from understudy.methods import Method, method_named
 from understudy.settings import flatten, from_table, set_dotted, to_table
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _require_rate(eta: float) -> None:
+    _require(0 <= eta < 1, f"eta must be in [0, 1), got {eta}.")
+
+
+MetricName = Literal[
+    "accuracy_greedy",
+    "accuracy_sampled",
+    "teacher_forced_accuracy",
+    "validation_loss_nats",
+    "expert_kl_nats",
+    "reverse_expert_kl_nats",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +107,8 @@ class NewModel:
     """None: the task's vocabulary, or the tokenizer's."""
 
     def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads", "max_positions"):
+            _require(getattr(self, name) > 0, f"{name} must be > 0, got {getattr(self, name)}.")
         _require(
             self.width % self.heads == 0,
             f"width must be a multiple of heads, got {self.width} and {self.heads}.",
@@ -142,6 +158,9 @@ class AdditiveNoise:
     law: Literal["additive"]
     eta: float
 
+    def __post_init__(self) -> None:
+        _require_rate(self.eta)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TemperatureNoise:
@@ -150,6 +169,9 @@ class TemperatureNoise:
     law: Literal["temperature"]
     temperature: float
 
+    def __post_init__(self) -> None:
+        _require(self.temperature > 0, f"temperature must be > 0, got {self.temperature}.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CorruptedArgmaxNoise:
@@ -157,6 +179,9 @@ class CorruptedArgmaxNoise:
 
     law: Literal["corrupted-argmax"]
     eta: float
+
+    def __post_init__(self) -> None:
+        _require_rate(self.eta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +195,9 @@ class AbsorbingNoise:
     law: Literal["absorbing"]
     eta: float
     error: Literal["uniform", "other"] = "uniform"
+
+    def __post_init__(self) -> None:
+        _require_rate(self.eta)
 
 
 NoiseConfig = AdditiveNoise | TemperatureNoise | CorruptedArgmaxNoise | AbsorbingNoise
@@ -245,7 +273,10 @@ class WarmStartConfig:
         one = (self.checkpoint is None) != (self.method is None)
         _require(one, "give either warm_start.checkpoint or warm_start.method, not both or none.")
         if self.method is not None:
-            _require(self.max_steps > 0, f"warm_start.max_steps must be > 0, got {self.max_steps}.")
+            _require(self.max_steps > 0, f"max_steps must be > 0, got {self.max_steps}.")
+            _require(
+                self.check_every_steps > 0, f"check_every_steps must be > 0, got {self.check_every_steps}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,6 +294,8 @@ class TrainConfig:
     max_new_tokens: int | None = None
     """None: the task's."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    rollout_batch_size: int | None = None
+    """Trajectories that are written side by side; None: all of a round. Lower it when generation runs out of memory."""
     threads: int = 1
     """CPU threads a process; one is fastest for small models and the only sane choice side by side."""
     device: Literal["auto", "cpu"] = "auto"
@@ -274,7 +307,9 @@ class TrainConfig:
             self.batch_size % self.samples_per_prompt == 0,
             f"batch_size must be a multiple of samples_per_prompt, got {self.batch_size} and {self.samples_per_prompt}.",
         )
-        _require(self.micro_batch_size is None or self.micro_batch_size > 0, "micro_batch_size must be > 0.")
+        for name in ("micro_batch_size", "rollout_batch_size", "max_new_tokens"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"{name} must be > 0, got {value}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,6 +331,8 @@ class OptimizerConfig:
             len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
             f"betas must be two numbers in [0, 1), got {self.betas}.",
         )
+        _require(self.warmup_steps >= 0, f"warmup_steps must be >= 0, got {self.warmup_steps}.")
+        _require(self.weight_decay >= 0, f"weight_decay must be >= 0, got {self.weight_decay}.")
         _require(0 <= self.final_rate <= 1, f"final_rate must be in [0, 1], got {self.final_rate}.")
         _require(self.clip_norm > 0, f"clip_norm must be > 0, got {self.clip_norm}.")
 
@@ -311,16 +348,7 @@ class EvaluateConfig:
     """Also sample at temperature 1: accuracy of the law itself, and the prefixes of the exact KL to the expert."""
     samples_per_prompt: int = 1
     expert_kl: bool = True
-    best_metric: (
-        Literal[
-            "accuracy_greedy",
-            "accuracy_sampled",
-            "teacher_forced_accuracy",
-            "validation_loss_nats",
-            "expert_kl_nats",
-        ]
-        | None
-    ) = None
+    best_metric: MetricName | None = None
     """The checkpoint with the best value of it is kept as `best`; None: none is kept."""
 
     def __post_init__(self) -> None:
@@ -332,7 +360,7 @@ class EvaluateConfig:
 class StopConfig:
     """Stop before `train.steps`: when a metric reaches a target, or has not improved for `patience` evaluations."""
 
-    metric: str
+    metric: MetricName
     target: float | None = None
     patience: int | None = None
     min_delta: float = 0.0
@@ -472,11 +500,11 @@ def check_recipe(recipe: Recipe) -> None:
     method = method_named(recipe.method.name)
     _check_method(recipe, method)
     _check_expert(recipe, method)
+    _check_metrics(recipe)
     if recipe.warm_start is not None and recipe.warm_start.method is not None:
-        first = method_named(recipe.warm_start.method)
-        offline = recipe.warm_start.offline or recipe.data.offline
-        _check_expert(replace(recipe, data=replace(recipe.data, offline=offline)), first)
-        _check_channel(recipe, first)
+        first = warm_start_recipe(recipe)
+        assert first is not None
+        check_recipe(first)
     if recipe.checkpoint.every_steps % recipe.train.steps_per_round:
         raise ConfigError(
             f"checkpoint.every_steps must be a multiple of train.steps_per_round, got {recipe.checkpoint.every_steps} and "
@@ -517,6 +545,14 @@ def _check_channel(recipe: Recipe, method: Method) -> None:
             f"{method.name} pushes the student through a known noise channel and needs expert.noise.law = additive, "
             f"corrupted-argmax or absorbing; found {found}. Use {method.plain} instead."
         )
+    is_other = isinstance(noise, CorruptedArgmaxNoise) or (
+        isinstance(noise, AbsorbingNoise) and noise.error == "other"
+    )
+    if is_other and recipe.expert is not None and recipe.expert.kind == "local":
+        raise ConfigError(
+            f"{method.name} needs noise that is a channel, and noise that avoids the argmax is one only for an expert that is "
+            "sure of its token (an oracle). Use expert.noise.law = 'additive', or 'absorbing' with error = 'uniform'."
+        )
 
 
 def _check_expert(recipe: Recipe, method: Method) -> None:
@@ -533,10 +569,31 @@ def _check_expert(recipe: Recipe, method: Method) -> None:
         )
 
 
+def _check_metrics(recipe: Recipe) -> None:
+    """A metric that decides something must be measured."""
+    asked = {"evaluate.best_metric": recipe.evaluate.best_metric}
+    asked["stop.metric"] = recipe.stop.metric if recipe.stop is not None else None
+    for setting, metric in asked.items():
+        if metric in ("accuracy_sampled", "expert_kl_nats", "reverse_expert_kl_nats"):
+            _require(
+                recipe.evaluate.sampled,
+                f"{setting} = {metric!r} is measured only with evaluate.sampled = true.",
+            )
+        if metric in ("expert_kl_nats", "reverse_expert_kl_nats"):
+            _require(
+                recipe.evaluate.expert_kl,
+                f"{setting} = {metric!r} is measured only with evaluate.expert_kl = true.",
+            )
+            _require(recipe.expert is not None, f"{setting} = {metric!r} needs an [expert] table.")
+
+
 def _check_compare(compare: CompareConfig) -> None:
     _require(len(compare.methods) > 0, "compare.methods is empty.")
     _require(len(compare.seeds) > 0, "compare.seeds is empty.")
     _require(compare.workers > 0, f"compare.workers must be > 0, got {compare.workers}.")
+    _require(
+        all(seed >= 0 for seed in compare.seeds), f"compare.seeds must be >= 0, got {list(compare.seeds)}."
+    )
     for group in (compare.methods, compare.seeds):
         _require(len(set(group)) == len(group), f"compare lists something twice: {list(group)}.")
     for label in compare.methods:
@@ -559,11 +616,16 @@ def _check_compare(compare: CompareConfig) -> None:
 
 
 def cell_recipe(recipe: Recipe, label: str, seed: int) -> Recipe:
-    """The recipe of one cell of a comparison: that method and seed, that cell's overrides, nothing else changed."""
+    """The recipe of one cell of a comparison: that method and seed, that cell's overrides, nothing else changed.
+
+    What the recipe's [method] table sets holds for every cell whose row has it.
+    """
     assert recipe.compare is not None
     overrides = flatten(recipe.compare.overrides.get(label, {}))
+    row = method_named(str(overrides.get("method.name", label)))
     table = recipe.to_table()
-    table["method"] = {"name": label} if label in METHODS else {}
+    kept = {k: v for k, v in table["method"].items() if k in row.options or v in row.estimators}
+    table["method"] = {**kept, "name": row.name}
     table.pop("compare")
     return recipe_from_table(table, {**overrides, "seed": seed})
 

@@ -46,7 +46,12 @@ def remove(path: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what a killed writer has left anywhere below a folder that nobody writes to now."""
+    """Clear up after a killed writer anywhere below a folder that nobody writes to now: what it had moved aside comes
+    back if nothing took its place, the rest is deleted."""
+    for old in folder.rglob(".*.old"):
+        target = old.with_name(old.name[1:].rsplit(".", 2)[0])
+        if not target.exists():
+            os.replace(old, target)
     for pattern in (".*.part", ".*.old"):
         for path in folder.rglob(pattern):
             remove(path)

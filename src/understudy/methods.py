@@ -9,6 +9,7 @@ The trainer never asks which method runs; it reads the row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -83,6 +84,8 @@ class Method:
     source: str
     options: Mapping[str, Any] = field(default_factory=dict)
     """Option -> default; what a recipe's [method] table may set beside `estimator`."""
+    twins: Mapping[float, str] = field(default_factory=dict)
+    """Rollout temperature -> the row that this one would be at it; asking for it is refused, naming that row."""
     plain: str = ""
     """The same row without the noise channel."""
     hint: str = ""
@@ -123,10 +126,10 @@ class Method:
                 raise ConfigError(
                     f"method.{name} of {self.name} must be in {bracket[0]}{low:g}, {high:g}{bracket[1]}, got {value:g}. {instead}"
                 )
-        if self.objective().needs_student_tokens and given.get("rollout_temperature", 1.0) != 1.0:
+        twin = self.twins.get(given.get("rollout_temperature", math.nan))
+        if twin is not None:
             raise ConfigError(
-                f"{self.name} is a policy gradient and needs rollouts at temperature 1, got "
-                f"{given['rollout_temperature']:g}. Use nail-r with estimator = 'sampled' for cold rollouts."
+                f"{self.name} with rollouts at temperature {given['rollout_temperature']:g} is {twin}: use that name."
             )
 
 
@@ -287,6 +290,7 @@ METHODS: dict[str, Method] = {
             exact=FORWARD,
             sampled=EXPERT_TOKEN,
             options=_T,
+            twins={0.0: "nail-f"},
             source="arXiv:2606.30923 OPD-F (sampled)",
         ),
         Method(
@@ -295,6 +299,7 @@ METHODS: dict[str, Method] = {
             prefixes=_STUDENT,
             exact=REVERSE,
             options=_T,
+            twins={0.0: "nail-r"},
             hint="Its sampled estimator is the method opd-pg.",
             source="arXiv:2306.13649 at beta = 1; local reverse KL",
         ),
@@ -314,6 +319,7 @@ METHODS: dict[str, Method] = {
             exact=NOISY_FORWARD,
             sampled=NOISY_EXPERT_TOKEN,
             options=_T,
+            twins={0.0: "nail-known"},
             plain="opd-f",
             source="control of ours",
         ),
@@ -324,6 +330,7 @@ METHODS: dict[str, Method] = {
             exact=FORWARD,
             sampled=EXPERT_TOKEN,
             options=_T,
+            twins={1.0: "opd-f"},
             source="arXiv:2606.30923 B.3 NAIL-F (sampled)",
         ),
         Method(
@@ -333,6 +340,7 @@ METHODS: dict[str, Method] = {
             exact=REVERSE,
             sampled=AUXILIARY_TOKEN,
             options=_T,
+            twins={1.0: "opd-r"},
             source="arXiv:2606.30923 B.3 NAIL-R (sampled)",
         ),
         Method(
@@ -350,6 +358,7 @@ METHODS: dict[str, Method] = {
             exact=NOISY_FORWARD,
             sampled=NOISY_EXPERT_TOKEN,
             options=_T,
+            twins={1.0: "opd-known"},
             plain="nail-f",
             source="arXiv:2606.30923 Cor 1, with (1-eta)p + eta nu inside the loss as its theory has it",
         ),

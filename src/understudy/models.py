@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from understudy.config import LoraConfig, NewModel
-from understudy.errors import ModelError
+from understudy.errors import DataError, ModelError
 from understudy.objectives.laws import Head
 
 _HEAD_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -157,9 +157,16 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> nn.Mod
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return peft.get_peft_model(model, settings)
+            adapted = peft.get_peft_model(model, settings)
     except ValueError as error:
         raise ModelError(f"student.lora.target_modules do not fit this model: {_first_line(error)}") from None
+    for layer in (model.get_output_embeddings(), model.get_input_embeddings()):
+        if layer is not None and any("lora_" in name for name, _ in layer.named_parameters()):
+            raise ModelError(
+                "student.lora.target_modules name the embeddings or the head; the exact losses read the head's weight and "
+                "would not see an adapter on it. Leave them out."
+            )
+    return adapted
 
 
 def inner_model(model: nn.Module) -> PreTrainedModel:
@@ -180,6 +187,12 @@ def hidden_states(model: nn.Module, token_BT: Tensor) -> Tensor:
     No attention mask is passed: under a causal mask no real token can see the padding to its right, and without a
     mask the attention kernel takes its fast causal path.
     """
+    context = context_length(model)
+    if context is not None and token_BT.shape[1] > context:
+        raise DataError(
+            f"a prompt with its response has {token_BT.shape[1]} tokens and a model's context holds {context}. Lower "
+            "max_new_tokens, or drop long prompts (task.max_prompt_tokens)."
+        )
     return backbone(model)(input_ids=token_BT, use_cache=False).last_hidden_state
 
 

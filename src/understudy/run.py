@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from rich.console import Console
 
 import understudy
 from understudy.build import Parts, build
 from understudy.config import Recipe, expert_recipe, warm_start_recipe
-from understudy.errors import ConfigError
+from understudy.errors import ConfigError, TrainingError
 from understudy.evaluation.score import Evaluation, Plan, evaluate
 from understudy.experts.expert import Expert
 from understudy.experts.noisy import Noise
@@ -70,6 +71,12 @@ class OwnParts:
     expert: Expert | None = None
     noise: Noise | None = None
 
+    def described(self) -> dict[str, str]:
+        """What they are, so that a run is not resumed with others."""
+        found = {"task": self.task and self.task.identity, "expert": self.expert and self.expert.identity}
+        found["noise"] = None if self.noise is None else repr(self.noise)
+        return {name: text for name, text in found.items() if text}
+
 
 def train(
     recipe: Recipe,
@@ -101,9 +108,21 @@ def train(
     own = OwnParts(task=task, expert=expert, noise=noise)
     given = None if warm_start is None else Path(warm_start)
     console = console or Console(stderr=True)
-    return _run(
-        recipe, Path(out), own, resume=resume, overwrite=overwrite, warm=given, console=console, stage=stage
-    )
+    try:
+        return _run(
+            recipe,
+            Path(out),
+            own,
+            resume=resume,
+            overwrite=overwrite,
+            warm=given,
+            console=console,
+            stage=stage,
+        )
+    except OSError as error:
+        raise TrainingError(
+            f"{out}: {error}. Nothing written before is lost; free some space or mend the permissions, and go on with --resume."
+        ) from error
 
 
 def _run(
@@ -118,22 +137,16 @@ def _run(
     stage: str,
 ) -> RunResult:
     torch.set_num_threads(recipe.train.threads)
-    accelerator = Accelerator(
-        mixed_precision=recipe.train.mixed_precision,
-        cpu=recipe.train.device == "cpu",
-        log_with=list(recipe.trackers) or None,
-        project_dir=str(folder),
-    )
-    if accelerator.is_main_process:
-        _prepare_folder(folder, recipe, resume=resume, overwrite=overwrite)
+    processes = PartialState(cpu=recipe.train.device == "cpu")
+    if processes.is_main_process:
+        _prepare_folder(folder, recipe, own, resume=resume, overwrite=overwrite)
         remove_unfinished(folder)
-    accelerator.wait_for_everyone()
+    processes.wait_for_everyone()
     if resume and (finished := finished_run(folder)) is not None:
         return finished
-    if recipe.trackers:
-        accelerator.init_trackers("understudy", config=_flat_config(recipe))
     make_expert(recipe, console)
     warm = warm or _own_warm_start(recipe, folder, own, console, resume=resume)
+    accelerator = _accelerator(recipe, folder)
     checkpoint = None if warm is None else str(warm / "final")
     parts = build(
         recipe, device=accelerator.device, checkpoint=checkpoint or _given_checkpoint(recipe), **vars(own)
@@ -164,6 +177,34 @@ def _run(
     result = finished_run(folder)
     assert result is not None
     return result
+
+
+def _accelerator(recipe: Recipe, folder: Path) -> Accelerator:
+    """accelerate's view of this run. Its settings are process-wide; an earlier run's must not be in the way.
+
+    Raises:
+        ConfigError: a tracker that is not known or not installed.
+    """
+    AcceleratorState._reset_state()
+    try:
+        accelerator = Accelerator(
+            mixed_precision=recipe.train.mixed_precision,
+            cpu=recipe.train.device == "cpu",
+            log_with=list(recipe.trackers) or None,
+            project_dir=str(folder),
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"trackers, train.mixed_precision or train.device cannot be used here: {error}"
+        ) from None
+    missing = set(recipe.trackers) - {getattr(t, "value", t) for t in accelerator.log_with}
+    if missing:
+        raise ConfigError(
+            f"trackers: {', '.join(sorted(missing))} is not installed. pip install it, or leave it out."
+        )
+    if recipe.trackers:
+        accelerator.init_trackers("understudy", config=_flat_config(recipe))
+    return accelerator
 
 
 def _given_checkpoint(recipe: Recipe) -> str | None:
@@ -200,7 +241,7 @@ def _own_warm_start(
     return target
 
 
-def _prepare_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+def _prepare_folder(folder: Path, recipe: Recipe, own: OwnParts, *, resume: bool, overwrite: bool) -> None:
     described = folder / "recipe.json"
     if overwrite and folder.exists():
         if not described.exists() and any(folder.iterdir()):
@@ -213,13 +254,24 @@ def _prepare_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bo
             f"{folder} already holds a run. Use --resume to go on, --overwrite to start anew, or another --out."
         )
     if described.exists():
-        refuse_changed(json.loads(described.read_text()), recipe.to_table(), folder)
+        before = _read_json(described) | {"own": _read_json(folder / "own.json")}
+        refuse_changed(before, recipe.to_table() | {"own": own.described()}, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot create the run folder {folder}: {error}.") from None
-    write_json(described, recipe.to_table())
+    write_json(folder / "own.json", own.described())
     write_json(folder / "versions.json", versions())
+    write_json(described, recipe.to_table())
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text()) if file.exists() else {}
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{file} is not valid JSON ({error}); the folder is damaged. Use another --out."
+        ) from None
 
 
 def refuse_changed(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
@@ -316,6 +368,7 @@ def assemble(
             limits=limits,
             seed=recipe.seed,
             samples_per_prompt=recipe.train.samples_per_prompt,
+            batch_size=recipe.train.rollout_batch_size,
             student=lambda: HFDecoder(model, vocab_size=parts.vocab_size),
             expert=None if parts.expert is None else parts.expert.decoder,
             offline=_offline(recipe, parts, limits, data_root),
@@ -344,9 +397,7 @@ def limits_of(recipe: Recipe, parts: Parts) -> Limits:
     )
 
 
-def evaluation_plan(
-    recipe: Recipe, parts: Parts, limits: Limits, split: Split = "validation"
-) -> Plan:
+def evaluation_plan(recipe: Recipe, parts: Parts, limits: Limits, split: Split = "validation") -> Plan:
     """What a run of this recipe measures, on its validation prompts unless another split is asked for.
 
     Raises:
@@ -387,7 +438,7 @@ def _offline(recipe: Recipe, parts: Parts, limits: Limits, root: Path) -> Any:
     if parts.expert is None:
         return None
     identity = {
-        "task": repr(parts.task),
+        "task": parts.task.identity,
         "expert": parts.expert.identity,
         "seed": recipe.seed,
         "max_new_tokens": limits.max_new_tokens,
@@ -402,6 +453,7 @@ def _offline(recipe: Recipe, parts: Parts, limits: Limits, root: Path) -> Any:
         seed=recipe.seed,
         limits=limits,
         samples_per_prompt=recipe.train.samples_per_prompt,
+        batch_size=recipe.train.rollout_batch_size,
         decoder=parts.expert.decoder,
     )
 
@@ -414,9 +466,7 @@ def headline(evaluation: Evaluation) -> str:
     return "  ".join(f"{name} {value:.3f}" for name, value in found)
 
 
-def _finish(
-    folder: Path, setup: Setup, progress: Progress, reason: str, evaluation: Evaluation
-) -> None:
+def _finish(folder: Path, setup: Setup, progress: Progress, reason: str, evaluation: Evaluation) -> None:
     metrics = evaluation.to_json()["metrics"]
     setup.journal.write(
         "metrics",

@@ -103,7 +103,7 @@ def _convert_union(members: tuple[Any, ...], value: object, path: str) -> Any:
             raise ConfigError(
                 f"{path}.{tag_field} is required and missing. One of: {', '.join(sorted(choices))}."
             )
-        if value[tag_field] not in choices:
+        if not isinstance(value[tag_field], str) or value[tag_field] not in choices:
             found = value[tag_field]
             raise ConfigError(f"{path}.{tag_field} {found!r} is not known. {nearest(str(found), choices)}")
         return from_table(choices[str(value[tag_field])], value, path)

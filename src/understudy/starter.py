@@ -70,6 +70,7 @@ def make_starter(
         raise ConfigError(f"{folder} already exists. Use --overwrite to replace it, or give another folder.")
     if overwrite and folder.exists() and any(folder.iterdir()) and not _is_ours(folder):
         raise ConfigError(f"{folder} holds no checkpoint or tokenizer; not deleting it. Give another folder.")
+    _make_parent(folder)
     tokenizer = train_tokenizer(
         read_texts(texts, fields), vocab_size=vocab_size, has_chat_template=has_chat_template
     )
@@ -79,10 +80,16 @@ def make_starter(
     eos: Any = tokenizer.eos_token_id
     made = new_model(model, vocab_size=len(tokenizer), eos_ids=frozenset({eos}), seed=seed)
     made.generation_config.pad_token_id = tokenizer.pad_token_id  # pyright: ignore[reportOptionalMemberAccess]
-    folder.parent.mkdir(parents=True, exist_ok=True)
     save_model(made, tokenizer, folder)
     parameters = sum(p.numel() for p in made.parameters())
     return Starter(folder=folder, vocab_size=len(tokenizer), parameters=parameters)
+
+
+def _make_parent(folder: Path) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot create the folder {folder}: {error}. Give another folder.") from None
 
 
 def _is_ours(folder: Path) -> bool:
@@ -91,7 +98,6 @@ def _is_ours(folder: Path) -> bool:
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder) as part:
             tokenizer.save_pretrained(part)
     except OSError as error:

@@ -6,8 +6,10 @@ a main guard, a notebook or code from standard input does not survive.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -58,6 +60,10 @@ class Worker:
         """End the process, in the middle of a job if need be: its checkpoints are written atomically."""
         self.process.terminate()
         self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
 
 
 def run_job(job: dict[str, Any], **own: Any) -> str | None:
@@ -88,6 +94,8 @@ def run_job(job: dict[str, Any], **own: Any) -> str | None:
 
 def main() -> None:
     """Serve jobs until the input ends. Whatever a run prints goes to standard error: standard output is for answers."""
+    # Ctrl-C reaches every process of a terminal; the parent alone answers it, and ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     answers = sys.stdout
     sys.stdout = sys.stderr

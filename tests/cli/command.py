@@ -26,7 +26,11 @@ class Outcome:
 def understudy(*arguments: object) -> Outcome:
     out, err = io.StringIO(), io.StringIO()
     argv = ["understudy", *map(str, arguments)]
-    with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        mock.patch.object(sys, "argv", argv),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         try:
             main()
             code = 0

@@ -3,15 +3,17 @@
 import json
 import tomllib
 from typing import Any
+from unittest import mock
 
 import pytest
 from command import understudy, write_recipe
-from small import TABLE
-from small_text import rows, write_rows
 from transformers import AutoModelForCausalLM
 
+from small import TABLE
+from small_text import rows, write_rows
 from understudy.config import load_recipe
 from understudy.methods import METHODS
+from understudy.worker import run_job
 
 COMPARE = {"methods": ["sft", "nail-f"], "seeds": [0], "workers": 1}
 
@@ -20,7 +22,11 @@ COMPARE = {"methods": ["sft", "nail-f"], "seeds": [0], "workers": 1}
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("train")
     recipe = write_recipe(folder / "tiny.toml", TABLE)
-    return recipe, folder / "run", understudy("train", recipe, "--out", folder / "run", "--set", "method.name=nail-f")
+    return (
+        recipe,
+        folder / "run",
+        understudy("train", recipe, "--out", folder / "run", "--set", "method.name=nail-f"),
+    )
 
 
 def test_train_ends_with_metrics_time_and_a_checkpoint_that_loads(trained):
@@ -97,12 +103,31 @@ def test_the_default_folder_is_named_after_the_recipe(trained, tmp_path, monkeyp
     assert (tmp_path / "runs" / "small" / "final" / "config.json").exists()
 
 
+class InProcess:
+    """Instead of a worker process, whose start would cost more than all the runs here."""
+
+    def run(self, job: dict[str, Any]) -> str | None:
+        return run_job(job)
+
+    def close(self) -> None:
+        return None
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
     recipe = write_recipe(folder / "tiny.toml", {**TABLE, "compare": COMPARE})
-    found = understudy("compare", recipe, "--out", folder / "out", "--methods", "sft,opd-f,nail-f", "--seed", 4)
+    with mock.patch("understudy.compare.Worker", InProcess):
+        found = understudy(
+            "compare", recipe, "--out", folder / "out", "--methods", "sft,opd-f,nail-f", "--seed", 4
+        )
     return recipe, folder / "out", found
+
+
+@pytest.fixture
+def without_drawing(monkeypatch):
+    """A report costs seconds; where it is not what is looked at, none is drawn."""
+    monkeypatch.setattr("understudy.reports.page.write_report", lambda folder: folder / "report.html")
 
 
 def test_compare_ends_with_a_table_a_figure_and_a_report(compared):
@@ -119,7 +144,7 @@ def test_compare_ends_with_a_table_a_figure_and_a_report(compared):
     assert report == str(folder / "report.html")
 
 
-def test_compare_json_is_one_object_a_method(compared):
+def test_compare_json_is_one_object_a_method(compared, without_drawing):
     recipe, folder, _ = compared
     flags = ["--methods", "sft,opd-f,nail-f", "--seed", 4, "--resume"]
     found = understudy("compare", recipe, "--out", folder, *flags, "--json")
@@ -141,12 +166,15 @@ def test_compare_flags_replace_methods_and_seeds(compared):
     assert found.out.startswith("# 2 methods x 2 seeds = 4 runs\n")
 
 
-def test_a_failed_run_is_told_and_the_others_are_kept(compared, tmp_path):
+def test_a_failed_run_is_told_and_the_others_are_kept(compared, tmp_path, monkeypatch, without_drawing):
     recipe, _, _ = compared
+    monkeypatch.setattr("understudy.compare.Worker", InProcess)
     # A learning rate that overflows after one step; the other cell is untouched by it.
     bad: dict[str, Any] = {"sft": {"optimizer.learning_rate": 1e38, "optimizer.clip_norm": 1e38}}
     table = {**tomllib.loads(recipe.read_text()), "compare": {**COMPARE, "overrides": bad}}
-    found = understudy("compare", write_recipe(tmp_path / "r.toml", table), "--out", tmp_path / "out", "--json")
+    found = understudy(
+        "compare", write_recipe(tmp_path / "r.toml", table), "--out", tmp_path / "out", "--json"
+    )
     assert found.code == 1
     sft, nail = json.loads(found.out)
     assert (sft["seeds"], sft["failed"], nail["seeds"], nail["failed"]) == (0, 1, 1, 0)
@@ -168,14 +196,17 @@ def test_evaluate_prints_what_the_run_logged(trained):
     assert found.out.startswith("metric")
 
 
-def test_report_names_what_it_wrote(trained):
-    _, folder, _ = trained
-    found = understudy("report", folder)
+def test_report_names_what_it_wrote(compared, monkeypatch):
+    """`compare` has drawn this folder already; that `report` asks for the same is enough here."""
+    _, folder, _ = compared
+    page, asked = folder / "report.html", []
+    monkeypatch.setattr("understudy.reports.page.write_report", lambda place: asked.append(place) or page)
+    found = understudy("report", folder, "--json")
     assert found.code == 0
-    assert f"report: {folder / 'report.html'}" in found.out.splitlines()
-    made = json.loads(understudy("report", folder, "--json").out)
-    assert made["report"] == str(folder / "report.html")
-    assert made["figures"]
+    assert json.loads(found.out)["report"] == str(page)
+    assert str(folder / "figures" / "story.png") in json.loads(found.out)["figures"]
+    assert f"report: {page}" in understudy("report", folder).out.splitlines()
+    assert asked == [folder, folder]
 
 
 def test_methods_lists_every_row_with_its_source():
@@ -227,7 +258,13 @@ def test_init_then_train_on_text_offline(tmp_path):
     table = {
         **{name: TABLE[name] for name in ("train", "optimizer", "evaluate")},
         "name": "sums",
-        "task": {"kind": "jsonl", "train": str(train), "validation_rows": 6, "max_prompt_tokens": 8, "max_new_tokens": 4},
+        "task": {
+            "kind": "jsonl",
+            "train": str(train),
+            "validation_rows": 6,
+            "max_prompt_tokens": 8,
+            "max_new_tokens": 4,
+        },
         "student": {"checkpoint": str(tmp_path / "model")},
         "method": {"name": "sft"},
         "data": {"offline": "reference"},
@@ -238,5 +275,7 @@ def test_init_then_train_on_text_offline(tmp_path):
     assert found.code == 0, found.err
     assert "validation_loss_nats" in found.out
     assert understudy("init", tmp_path / "model").code == 2
-    made = json.loads(understudy("init", tmp_path / "t", "--tokenizer-only", "--vocab-size", 261, "--json").out)
+    made = json.loads(
+        understudy("init", tmp_path / "t", "--tokenizer-only", "--vocab-size", 261, "--json").out
+    )
     assert made == {"folder": str(tmp_path / "t"), "vocab_size": 261, "parameters": 0}

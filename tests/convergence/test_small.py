@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from small import make_recipe, quiet_console
 
+from small import make_recipe, quiet_console
 from understudy.run import train
 
 RIGHT = 0.8
@@ -42,16 +42,16 @@ def metrics(folder, method: str, steps: int, seed: int = 0) -> dict[str, float]:
     return {name: float(m["value"]) for name, m in result.metrics.items() if m["value"] is not None}
 
 
-@pytest.mark.parametrize(("method", "steps"), [("kd", 150), ("opd-f", 150)])
-def test_a_plain_loss_fits_the_noisy_law(tmp_path, method, steps):
+def test_a_plain_loss_fits_the_noisy_law(tmp_path):
     """Greedy is right, sampling is as noisy as the expert, the validation loss is the noise's.
 
     Effect: sampled chains at 0.262 where a clean student has 1, validation loss at 0.223 where it has 0. Statistic:
-    the share of 1,024 sampled chains within five standard errors (0.069), the loss within 0.02. Measured over seeds
-    0 to 2: see the table below; the run is deterministic on a machine, so that only another machine's
-    rounding can move it. A fresh seed fails by chance with a probability of about 1e-3 (not all fits are perfect).
+    the share of 1,024 sampled chains within five standard errors (0.069), the loss within 0.02. Measured at seeds 0 to
+    2: .254, .259, .253 sampled; .2256, .2235, .2242 nats. The run is
+    deterministic on a machine; on another one rounding makes it one more seed, of which fewer than one in a hundred
+    should fail (not every fit is perfect after 200 steps).
     """
-    found = metrics(tmp_path, method, steps)
+    found = metrics(tmp_path, "kd", 200)
     assert found["accuracy_greedy"] >= 0.95
     assert abs(found["accuracy_sampled"] - CHAIN) < 5 * math.sqrt(CHAIN * (1 - CHAIN) / SAMPLES)
     assert found["validation_loss_nats"] == pytest.approx(-math.log(RIGHT), abs=0.02)
@@ -61,9 +61,9 @@ def test_a_known_channel_gives_a_clean_student(tmp_path):
     """The same labels, greedy prefixes and the noise inside the loss: the student itself is clean, also sampled.
 
     Effect: 0.262 -> above 0.85. Without the channel the sampled share is 0.262 whatever the fit: 40 standard errors
-    away.
+    away. Measured at seeds 0 to 2: .969, .954, .951 sampled; .006, .008, .008 nats.
     """
-    found = metrics(tmp_path, "nail-known", 120)
+    found = metrics(tmp_path, "nail-known", 160)
     assert found["accuracy_greedy"] >= 0.95
     assert found["accuracy_sampled"] >= 0.85
     assert found["validation_loss_nats"] < 0.05

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from small import make_recipe
 from small_text import make_world, model, write_rows
-
 from understudy.config import recipe_from_table
 from understudy.doctor import Finding, examine
 from understudy.resolved import to_toml
@@ -63,7 +63,9 @@ def test_noise_that_beats_the_first_choice():
 
 def test_an_expert_with_another_vocabulary(world):
     folder, table = world
-    other = write_rows(folder / "other.jsonl", [{"prompt": "entirely other words " * 9, "reference": "words"}])
+    other = write_rows(
+        folder / "other.jsonl", [{"prompt": "entirely other words " * 9, "reference": "words"}]
+    )
     make_starter(folder / "expert", model=model(), texts=[other], vocab_size=270, overwrite=True)
     found = findings(table)["expert tokenizer"]
     assert found.status == "problem"
@@ -124,7 +126,7 @@ def test_an_expert_that_ends_with_another_token(world):
     half = findings(table)["expert's end of sequence"]
     assert half.status == "warning"
     assert "'<eos>' (id 1) or '<user>' (id 3)" in half.found
-    edit_json(folder / "expert" / "tokenizer_config.json", eos_token="<user>")  # noqa: S106
+    edit_json(folder / "expert" / "tokenizer_config.json", eos_token="<user>")
     never = findings(table)["expert's end of sequence"]
     assert never.status == "problem"
     assert "its samples never end" in never.found
@@ -134,7 +136,7 @@ def test_an_expert_that_ends_with_another_token(world):
 def test_padding_with_the_end_token_is_called_harmless(world):
     folder, table = world
     for who in ("student", "expert"):
-        edit_json(folder / who / "tokenizer_config.json", pad_token="<eos>")  # noqa: S106
+        edit_json(folder / who / "tokenizer_config.json", pad_token="<eos>")
     found = findings(table)["end of sequence"]
     assert found.status == "ok"
     assert "masks go by position" in found.found
@@ -229,7 +231,11 @@ def test_an_expert_that_is_still_to_be_trained(world):
     first = {**table, "method": {"name": "sft"}, "data": {"offline": "reference"}}
     del first["expert"]
     (folder / "first.toml").write_text(to_toml(first))
-    expert = {"kind": "local", "checkpoint": str(folder / "later" / "final"), "recipe": str(folder / "first.toml")}
+    expert = {
+        "kind": "local",
+        "checkpoint": str(folder / "later" / "final"),
+        "recipe": str(folder / "first.toml"),
+    }
     found = findings(table, expert=expert)
     assert found["expert"].status == "warning"
     assert "trains it first" in found["expert"].found

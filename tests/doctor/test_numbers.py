@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from small import make_model, make_prompts
 from torch import Tensor
 
-from understudy.doctor.numbers import REPEAT_LIMIT_NATS, check_repeatability
+from small import make_model, make_prompts
+from understudy.doctor.numbers import REPEAT_LIMIT_NATS, check_noise, check_repeatability
 from understudy.experts.local import LocalExpert
+from understudy.experts.noisy import Absorbing, Additive
 from understudy.objectives.laws import DenseLaw, Law
 from understudy.records import TrainBatch
 from understudy.rollouts.sampler import Decoder, Limits
@@ -52,12 +53,27 @@ def test_a_sound_model_repeats():
     assert status("none") == "ok"
 
 
-@pytest.mark.parametrize("flaw", ["random", "neighbours", "sampler"])
-def test_each_flaw_is_seen(flaw):
+@pytest.mark.parametrize(
+    ("flaw", "comparison"),
+    [
+        ("random", "scored twice"),
+        ("neighbours", "alone or in a padded batch"),
+        ("sampler", "sampled or scored"),
+    ],
+)
+def test_each_flaw_is_seen_by_the_comparison_that_is_for_it(flaw, comparison):
     torch.manual_seed(0)
     found = check_repeatability("expert", Broken(flaw), PROMPTS, LIMITS, torch.float32, CPU)
     assert found.status == "problem"
     assert "Do not train on it" in found.fix
+    value = float(found.found.split(f"{comparison}: ")[1].split(",")[0].split(" ")[0])
+    assert value > REPEAT_LIMIT_NATS[torch.float32]
+
+
+def test_noise_is_judged_on_the_path_that_greedy_decoding_takes():
+    """A sampled path leaves the expert's own, and after that the absorbing law is uniform: that is no fault of eta."""
+    noise = Absorbing(Additive(0.3, tuple(range(24))))
+    assert check_noise(SCORER, noise, PROMPTS, LIMITS, CPU).status == "ok"
 
 
 def test_half_precision_may_differ_more_and_is_told_what_to_do():
@@ -66,4 +82,8 @@ def test_half_precision_may_differ_more_and_is_told_what_to_do():
     assert status("sampler", torch.bfloat16) == "problem"
     found = check_repeatability("expert", Broken("sampler"), PROMPTS, LIMITS, torch.bfloat16, CPU)
     assert "float32" in found.fix
-    assert REPEAT_LIMIT_NATS[torch.float32] < REPEAT_LIMIT_NATS[torch.float16] < REPEAT_LIMIT_NATS[torch.bfloat16]
+    assert (
+        REPEAT_LIMIT_NATS[torch.float32]
+        < REPEAT_LIMIT_NATS[torch.float16]
+        < REPEAT_LIMIT_NATS[torch.bfloat16]
+    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import FAMILIES, LOGP_TOLERANCE, VOCAB, as_trajectories, make_model, make_prompts, respond
 
+from small import FAMILIES, LOGP_TOLERANCE, VOCAB, as_trajectories, make_model, make_prompts, respond
 from understudy.experts.local import LocalExpert, fingerprint, load_local_expert
 from understudy.rollouts.sampler import Limits
 from understudy.trainer.collate import collate

@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import LOGP_TOLERANCE, as_trajectories, make_model, make_prompts
 
+from small import LOGP_TOLERANCE, as_trajectories, make_model, make_prompts
 from understudy.config import AbsorbingNoise, AdditiveNoise, CorruptedArgmaxNoise, TemperatureNoise
 from understudy.errors import ConfigError
 from understudy.experts.expert import Expert, OracleExpert
@@ -77,7 +77,12 @@ def test_absorbing_by_hand(before):
 
 @pytest.mark.parametrize(
     "noise",
-    [Additive(0.0, ACTIONS), CorruptedArgmax(0.0, ACTIONS), Temperature(1.0), Absorbing(Additive(0.0, ACTIONS))],
+    [
+        Additive(0.0, ACTIONS),
+        CorruptedArgmax(0.0, ACTIONS),
+        Temperature(1.0),
+        Absorbing(Additive(0.0, ACTIONS)),
+    ],
 )
 def test_no_noise_is_the_clean_expert(noise):
     for row in (CLEAN, SURE):
@@ -253,7 +258,8 @@ def test_the_rate_of_clean_trajectories(error, wrong_rate):
     expert = NoisyExpert(OracleExpert(TASK.oracle(), "o"), noise)
     n = 4000
     prompts = [
-        replace(p, id=f"{p.id}/{i // 1000}") for i, p in enumerate(TASK.prompts("train", 0, 1000) * (n // 1000))
+        replace(p, id=f"{p.id}/{i // 1000}")
+        for i, p in enumerate(TASK.prompts("train", 0, 1000) * (n // 1000))
     ]
     responses = written_by(expert, prompts, frozenset())
     share = np.mean([r.token_ids == p.reference_ids for r, p in zip(responses, prompts, strict=True)])

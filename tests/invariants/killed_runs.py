@@ -76,7 +76,12 @@ def attempt(spec: dict[str, Any]) -> dict[str, Any]:
         try:
             fate = Fate(spec["event"], spec["torn"])
             fate.watch()
-            train(recipe_from_table(spec["recipe"]), spec["out"], resume=True, console=Console(file=io.StringIO()))
+            train(
+                recipe_from_table(spec["recipe"]),
+                spec["out"],
+                resume=True,
+                console=Console(file=io.StringIO()),
+            )
             os.write(writer, str(fate.count).encode())
             os._exit(0)
         except BaseException:  # noqa: BLE001 - a child must never return into the parent's loop

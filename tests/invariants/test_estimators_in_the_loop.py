@@ -7,13 +7,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from small import Babble, as_trajectories, in_float64, make_model, make_parts, make_recipe, make_setup, written
 
+from small import (
+    Babble,
+    as_trajectories,
+    in_float64,
+    make_model,
+    make_parts,
+    make_recipe,
+    make_setup,
+    written,
+)
 from understudy.experts.local import LocalExpert
 from understudy.methods import METHODS, LossSettings
+from understudy.objectives.laws import DenseLaw
+from understudy.randomness import uniforms
 from understudy.records import Prompt
 from understudy.rollouts.sampler import Response
 from understudy.trainer.collate import collate
@@ -27,7 +37,9 @@ EXPERT = LocalExpert(make_model("gpt2", seed=71, vocab=VOCAB).double(), VOCAB)
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
     recipe = make_recipe(student__new__family="gpt2", student__new__initializer_range=0.4)
-    parts = in_float64(make_parts(recipe, task=Babble(vocab_size=VOCAB, eos_ids=frozenset({0})), expert=EXPERT))
+    parts = in_float64(
+        make_parts(recipe, task=Babble(vocab_size=VOCAB, eos_ids=frozenset({0})), expert=EXPERT)
+    )
     return make_setup(recipe, tmp_path_factory.mktemp("student"), replace(parts, expert=EXPERT))
 
 
@@ -44,11 +56,9 @@ def head_gradient(s, batch, method: str, estimator, seed: int):
     return torch.cat([p.grad.flatten() for p in s.model.parameters()]).clone()
 
 
-@pytest.mark.parametrize(
-    ("method", "twin"), [("opd-f", "opd-f"), ("nail-f", "nail-f"), ("nail-r", "nail-r"), ("dagger", "dagger")]
-)
-def test_the_mean_over_draws_is_the_exact_gradient(student, method, twin):
-    """400 seeds of labels at fixed prefixes. The error of the mean, in units of the spread that the draws
+@pytest.mark.parametrize("method", ["opd-f", "nail-r"])
+def test_the_mean_over_draws_is_the_exact_gradient(student, method):
+    """200 seeds of labels at fixed prefixes. The error of the mean, in units of the spread that the draws
     themselves show, is a mean of squares near 1: below 2 for all. With some 30 effective directions a false alarm
     has a chance below 1e-3 for new seeds; these are fixed.
 
@@ -56,17 +66,19 @@ def test_the_mean_over_draws_is_the_exact_gradient(student, method, twin):
     off, or if all positions share a random number with the rollout.
     """
     batch = collate(written(student, 4), CPU)
-    exact = head_gradient(student, batch, twin, "exact", 0)
-    draws = torch.stack([head_gradient(student, batch, method, "sampled", seed) for seed in range(400)])
+    exact = head_gradient(student, batch, method, "exact", 0)
+    draws = torch.stack([head_gradient(student, batch, method, "sampled", seed) for seed in range(200)])
     error = draws.mean(0) - exact
     spread = draws.std(0) / len(draws) ** 0.5
     ratio = error.square().sum() / spread.square().sum()
     assert ratio < 2
-    assert exact.norm() > 5 * spread.norm(), "the gradient must stand out of the noise for this to mean anything"
+    assert exact.norm() > 5 * spread.norm(), (
+        "the gradient must stand out of the noise for this to mean anything"
+    )
 
 
-def test_labels_of_a_seed_are_fixed_and_positions_are_independent(student):
-    """Asked again, in another batch: the same labels. Across positions and trajectories: uncorrelated."""
+def test_labels_of_a_seed_are_fixed(student):
+    """Asked again, in another batch and order: the same labels. Fails if they are drawn by place."""
     trajectories = written(student, 40)
     objective = METHODS["opd-f"].objective("sampled")
 
@@ -75,13 +87,53 @@ def test_labels_of_a_seed_are_fixed_and_positions_are_independent(student):
         gate_BT = gate_of(METHODS["opd-f"], batch)
         found = label(batch, gate_BT, objective, EXPERT, 5).token_N
         assert found is not None
-        return dict(zip((t.id for t in chosen), found.split([len(t.response_ids) for t in chosen]), strict=True))
+        return dict(
+            zip((t.id for t in chosen), found.split([len(t.response_ids) for t in chosen]), strict=True)
+        )
 
     whole, part = tokens(trajectories), tokens(trajectories[7:3:-1])
     assert all(torch.equal(whole[i], part[i]) for i in part)
-    later = tokens([replace(t, round=1) for t in trajectories])
-    same = np.mean([a == b for x, y in zip(whole.values(), later.values(), strict=True) for a, b in zip(x, y, strict=True)])
-    assert same < 0.9
+
+
+class Coin:
+    """The same law everywhere, so that labels show nothing but their random numbers."""
+
+    identity = "coin"
+    vocab_size = 2
+
+    def law(self, batch, gate_BT):
+        return DenseLaw(torch.full((int(gate_BT.sum()), 2), 0.5).log())
+
+    def decoder(self):
+        raise NotImplementedError
+
+
+def test_labels_at_different_positions_rounds_and_samples_are_independent(student):
+    """Agreement of 600 pairs of fair coins within five standard errors of 1/2 (false alarm 6e-7 a comparison).
+
+    Fails if a trajectory, a round, a sample or the rollout itself shares its random numbers with the labels.
+    """
+    prompts = [Prompt(id=f"c{i}", token_ids=(1,)) for i in range(100)]
+    responses = [Response((2,) * 7, (True,) * 7, (0.0,) * 7, "length")] * 100
+    trajectories = as_trajectories(prompts, responses)
+    objective = METHODS["opd-f"].objective("sampled")
+
+    def coins(seed: int = 5, **changes):
+        batch = collate([replace(t, **changes) for t in trajectories], CPU)
+        found = label(batch, batch.is_response_BT, objective, Coin(), seed).token_N
+        assert found is not None
+        return found.reshape(100, 7).numpy()
+
+    names = [(5, "rollout", 0, p.id, 0) for p in prompts]
+    first = coins()
+    others = (coins(6), coins(round=1), coins(sample_index=1), (uniforms(names, 7) >= 0.5).astype(int))
+    pairs = [
+        (first[:, 1:], first[:, :-1]),
+        *((first[:, 1:], o[:, 1:]) for o in others),
+        (first[1:, 1:], first[:-1, 1:]),
+    ]
+    for a, b in pairs:
+        assert abs((a == b).mean() - 0.5) < 5 * 0.5 / a.size**0.5
 
 
 def test_the_policy_gradient_over_all_responses_is_the_exact_reverse_kl(student):

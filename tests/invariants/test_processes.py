@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import TABLE, quiet_console
 
+from small import TABLE, quiet_console
 from understudy.config import recipe_from_table
 from understudy.run import train
 from understudy.settings import set_dotted
@@ -38,7 +38,12 @@ CASES = {
 
 def table_of(case: str, steps: int = STEPS) -> dict:
     table = json.loads(json.dumps(TABLE))
-    settings = {"train.batch_size": 8, "checkpoint.every_steps": 2, "evaluate.prompts": 5, "train.steps": steps}
+    settings = {
+        "train.batch_size": 8,
+        "checkpoint.every_steps": 2,
+        "evaluate.prompts": 5,
+        "train.steps": steps,
+    }
     for key, value in {**settings, **CASES[case]}.items():
         set_dotted(table, key, value)
     return table
@@ -54,7 +59,12 @@ def two(tmp_path_factory) -> Path:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    shared = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "ACCELERATE_USE_CPU": "true",
+    }
     with subprocess.Popen(
         [sys.executable, str(RUNNER), str(folder / "spec.json")],
         env={**os.environ, **shared, "OMP_NUM_THREADS": "1"},

@@ -11,15 +11,19 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
-from small import TABLE
 
+from small import TABLE
 from understudy.settings import set_dotted
 
 RUNNER = Path(__file__).with_name("killed_runs.py")
 STEPS = 8
 CASES = {
     "on-policy": {"method.name": "nail-r", "method.estimator": "sampled"},
-    "offline": {"method.name": "sft", "optimizer.schedule": "cosine", "evaluate.best_metric": "accuracy_greedy"},
+    "offline": {
+        "method.name": "sft",
+        "optimizer.schedule": "cosine",
+        "evaluate.best_metric": "accuracy_greedy",
+    },
     "aggregating": {"method.name": "dagger", "train.steps_per_round": 2, "train.samples_per_prompt": 2},
     "warm start, adapters with dropout": {
         "method.name": "opd-pg",

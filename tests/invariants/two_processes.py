@@ -35,7 +35,9 @@ def work(rows: list[dict[str, Any]]) -> None:
                 for name in ("result.json", "final"):
                     (out / name).rename(out / f"first {name}")
             state.wait_for_everyone()
-        train(recipe_from_table(row["recipe"]), out, resume=row["resume"], console=Console(file=io.StringIO()))
+        train(
+            recipe_from_table(row["recipe"]), out, resume=row["resume"], console=Console(file=io.StringIO())
+        )
     PartialState().destroy_process_group()
 
 

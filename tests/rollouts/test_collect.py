@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from small import Babble, make_model, make_recipe, make_setup
 
+from small import Babble, make_model, make_recipe, make_setup
 from understudy.experts.local import LocalExpert
 from understudy.methods import METHODS
 from understudy.rollouts.collect import Round, collect

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from small import (
     FAMILIES,
     LOGP_TOLERANCE,
@@ -13,7 +14,6 @@ from small import (
     make_prompts,
     respond,
 )
-
 from understudy.errors import DataError
 from understudy.experts.local import LocalExpert
 from understudy.methods import METHODS
@@ -64,7 +64,9 @@ def test_greedy_is_generate(family):
 def test_left_padding_is_right_padding(family, temperature):
     """Fails if position ids count the padding, or the mask lets a row see it."""
     if family == "gemma3":
-        pytest.skip("a window of attention counts slots of the cache: only left padding keeps a row's in one piece")
+        pytest.skip(
+            "a window of attention counts slots of the cache: only left padding keeps a row's in one piece"
+        )
     model, prompts = make_model(family, seed=2), make_prompts(UNEVEN, seed=2)
     left = respond(model, prompts, limits=LIMITS, temperature=temperature, padding="left")
     right = respond(model, prompts, limits=LIMITS, temperature=temperature, padding="right")
@@ -97,8 +99,8 @@ def test_a_trajectory_does_not_depend_on_its_batch(family, temperature):
 @families
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
 def test_log_probs_are_those_of_a_rescore(family, temperature):
-    """Stored log-probs = those of the trainer's own forward pass = those of the same model as an expert, at
-    temperature 1 whatever the draw's temperature.
+    """Stored log-probs = those of the trainer's own forward pass = those of the same model as an expert = those of
+    the model's own logits, unpadded; at temperature 1 whatever the draw's temperature.
 
     Fails if the head (soft cap, scale), the shift by one or the temperature differ between rollout and loss.
     """
@@ -115,6 +117,11 @@ def test_log_probs_are_those_of_a_rescore(family, temperature):
     assert labels.token_N is not None
     by_expert_N = law.logp(0, law.num_rows).gather(-1, labels.token_N[:, None])[:, 0]
     torch.testing.assert_close(by_expert_N.double(), stored_N, rtol=0, atol=LOGP_TOLERANCE)
+    for p, r in zip(prompts, responses, strict=True):
+        with torch.no_grad():
+            own = model(torch.tensor([p.token_ids + r.token_ids])).logits[0].log_softmax(-1)
+        own_logp = [own[len(p.token_ids) + t - 1, token].item() for t, token in enumerate(r.token_ids)]
+        assert r.logp == pytest.approx(own_logp, abs=LOGP_TOLERANCE)
 
 
 def test_a_decoder_speaks_for_the_weights_as_they_are():

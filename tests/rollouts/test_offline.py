@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file, save_file
-from small import Babble
 
+from small import Babble
 from understudy.errors import DataError
 from understudy.experts.expert import OracleExpert
 from understudy.experts.noisy import Absorbing, Additive, NoisyExpert

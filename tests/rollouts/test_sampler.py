@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from small import LOGP_TOLERANCE, VOCAB, as_trajectories, make_model, make_prompts, respond
 from torch import Tensor
 
+from small import LOGP_TOLERANCE, VOCAB, as_trajectories, make_model, make_prompts, respond
 from understudy.experts.local import LocalExpert
 from understudy.randomness import uniforms
 from understudy.records import Prompt

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import resource
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import LOGP_TOLERANCE, make_recipe, make_setup, quiet_console
 from transformers import AutoModelForCausalLM
 
+from small import LOGP_TOLERANCE, make_recipe, make_setup, quiet_console
 from understudy import files
 from understudy.errors import ConfigError, TrainingError
 from understudy.models import hidden_states, inner_model, merged
@@ -78,11 +80,11 @@ def test_a_run_with_adapters_warm_starts_another(tmp_path):
     assert second.reason == "max_steps"
 
 
-@pytest.mark.parametrize(("metric", "values"), [("accuracy_greedy", [1, 3, 2]), ("validation_loss_nats", [5, 3, 4])])
+@pytest.mark.parametrize(
+    ("metric", "values"), [("accuracy_greedy", [1, 3, 2]), ("validation_loss_nats", [5, 3, 4])]
+)
 def test_best_is_the_best_by_its_metric(monkeypatch, tmp_path, metric, values):
     """Three evaluations, the second the best: `best` holds the weights of then. Fails if nats count upwards."""
-    from dataclasses import replace
-
     recipe = make_recipe(train__steps=2, evaluate__every_steps=1, evaluate__best_metric=metric)
     s = make_setup(recipe, tmp_path)
     real, seen = s.evaluate, []
@@ -137,7 +139,9 @@ def test_a_full_disk_loses_nothing(monkeypatch, tmp_path, where):
 
     monkeypatch.setattr(loop, "save_checkpoint", full)
     folder = tmp_path / "run"
-    with pytest.raises(TrainingError, match=r"could not write .*step-000004.*free some space.*--resume") as error:
+    with pytest.raises(
+        TrainingError, match=r"could not write .*step-000004.*free some space.*--resume"
+    ) as error:
         train(recipe, folder, console=quiet_console())
     assert len(str(error.value).splitlines()) == 1
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-000002"]
@@ -153,7 +157,7 @@ def test_a_full_disk_keeps_the_old_model(tmp_path):
     before = (tmp_path / "best" / "model.safetensors").read_bytes()
     with torch.no_grad():
         next(s.model.parameters()).add_(1.0)
-    with largest_file(9_000), pytest.raises(TrainingError, match="could not write .*best"):
+    with largest_file(9_000), pytest.raises(TrainingError, match=r"could not write .*best"):
         save_model(s.model, None, tmp_path / "best")
     assert (tmp_path / "best" / "model.safetensors").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["best"]
@@ -182,7 +186,7 @@ def test_another_number_of_processes_is_refused(tmp_path):
     s = make_setup(make_recipe(), tmp_path)
     path = save_checkpoint(s.accelerator, s.model, None, Progress(step=3), [], tmp_path / "c", 1)
     (path / "state" / "pool-0-of-1.json").rename(path / "state" / "pool-0-of-2.json")
-    with pytest.raises(TrainingError, match="not written by 1 process.*Resume with as many as before"):
+    with pytest.raises(TrainingError, match=r"not written by 1 process.*Resume with as many as before"):
         load_checkpoint(s.accelerator, path)
 
 
@@ -209,15 +213,20 @@ def test_the_journal_is_cut_back_and_is_always_json(tmp_path):
     assert not (tmp_path / "trajectories.jsonl").exists()
 
 
+def broken_write(target, make):
+    with files.atomic_path(target) as part:
+        make(part)
+        raise KeyError
+
+
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     """For a file and for a folder; what a killed writer leaves behind is swept up."""
     files.write_json(tmp_path / "x.json", {"a": 1})
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "old").touch()
-    for name in ("x.json", "f"):
-        with pytest.raises(KeyError), files.atomic_path(tmp_path / name) as part:
-            (part.mkdir if name == "f" else part.touch)()
-            raise KeyError
+    for make, name in ((Path.touch, "x.json"), (Path.mkdir, "f")):
+        with pytest.raises(KeyError):
+            broken_write(tmp_path / name, make)
     with files.atomic_path(tmp_path / "f") as part:
         part.mkdir()
         (part / "new").touch()

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import Babble, flat_weights, make_model, make_recipe, make_setup, quiet_console
 
+from small import Babble, flat_weights, make_model, make_recipe, make_setup, quiet_console
 from understudy.experts.local import LocalExpert
 from understudy.randomness import generator
 from understudy.rollouts.collect import collect
@@ -51,9 +51,7 @@ def test_how_old_the_rollouts_are(monkeypatch, tmp_path, per_round):
 
 def test_rollouts_follow_the_weights(monkeypatch, tmp_path):
     """The stored log-probs of every step are those of the weights it starts from: no stale copy anywhere."""
-    s = make_setup(
-        make_recipe(method__name="opd-r", train__steps=4, optimizer__learning_rate=0.05), tmp_path
-    )
+    s = make_setup(make_recipe(method__name="opd-r", train__steps=4, optimizer__learning_rate=0.05), tmp_path)
     gaps = []
     real = loop.optimizer_step
 
@@ -68,7 +66,9 @@ def test_rollouts_follow_the_weights(monkeypatch, tmp_path):
     monkeypatch.setattr(loop, "optimizer_step", spy)
     before = flat_weights(s.model)
     run_rounds(s, Progress(), [])
-    assert (flat_weights(s.model) - before).abs().max() > 0.1, "the weights must move for this to mean anything"
+    assert (flat_weights(s.model) - before).abs().max() > 0.1, (
+        "the weights must move for this to mean anything"
+    )
     assert max(gaps) < 2e-5
 
 
@@ -132,7 +132,11 @@ def test_the_replayed_batch_does_not_depend_on_the_processes(tmp_path, processes
 def test_budget_and_records_of_a_run(tmp_path):
     """Counters by hand; one record a step, evaluations at the start, when due and at the end."""
     recipe = make_recipe(
-        method__name="opd-f", train__steps=5, evaluate__every_steps=2, warm_start__method="sft", warm_start__max_steps=3
+        method__name="opd-f",
+        train__steps=5,
+        evaluate__every_steps=2,
+        warm_start__method="sft",
+        warm_start__max_steps=3,
     )
     result = train(recipe, tmp_path / "run", console=quiet_console())
     rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -150,7 +154,9 @@ def test_budget_and_records_of_a_run(tmp_path):
 
 def test_a_warm_start_is_where_the_method_begins(tmp_path):
     """The first evaluation of the main run is the last of the warm start; prompts go on where it stopped."""
-    recipe = make_recipe(train__steps=1, warm_start__method="kd", warm_start__max_steps=4, evaluate__every_steps=4)
+    recipe = make_recipe(
+        train__steps=1, warm_start__method="kd", warm_start__max_steps=4, evaluate__every_steps=4
+    )
     train(recipe, tmp_path / "run", console=quiet_console())
 
     def evaluations(folder):

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from small import (
     EXACT_TOLERANCE,
     Babble,
@@ -22,7 +23,6 @@ from small import (
     with_plain_descent,
     written,
 )
-
 from understudy.errors import TrainingError
 from understudy.experts.expert import Expert
 from understudy.experts.local import LocalExpert
@@ -221,9 +221,7 @@ def test_every_row_takes_a_step(tmp_path, method, estimator):
     """
     from understudy.trainer.loop import run_rounds
 
-    s = make_setup(
-        make_recipe(method__name=method, method__estimator=estimator, train__steps=1), tmp_path
-    )
+    s = make_setup(make_recipe(method__name=method, method__estimator=estimator, train__steps=1), tmp_path)
     before = flat_weights(s.model)
     progress = Progress()
     assert run_rounds(s, progress, [])[0] == "max_steps"
@@ -276,8 +274,11 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(tmp_path):
 
 
 def test_nothing_to_train_on_is_no_step(tmp_path):
-    """An empty share of a batch, or none of whose tokens are the student's: loss 0, weights as they were."""
+    """An empty share of a batch, or one without a token of the student's: loss 0, weights as they were, also with the
+    momentum of an earlier step. Fails if the optimiser is asked for a step without a gradient."""
     s = babble_setup(tmp_path)
+    s = replace(s, optimizer=torch.optim.AdamW(s.student.parameters(), weight_decay=0.1))
+    assert step_of(s, written(s, 3))[0].abs().max() > 0
     by_expert = [replace(t, is_student=(False,) * len(t.response_ids)) for t in written(s, 3)]
     for trajectories in ([], by_expert):
         gradient, result = step_of(s, trajectories)
@@ -309,9 +310,7 @@ def test_clipping_is_by_the_norm_of_the_whole_step(tmp_path):
     trajectories = written(s, 6)
     gradient, result = step_of(s, trajectories)
     clip = result.grad_norm / 3
-    clipped = replace(
-        s, recipe=replace(s.recipe, optimizer=replace(s.recipe.optimizer, clip_norm=clip))
-    )
+    clipped = replace(s, recipe=replace(s.recipe, optimizer=replace(s.recipe.optimizer, clip_norm=clip)))
     found, again = step_of(clipped, trajectories)
     assert again.grad_norm == pytest.approx(result.grad_norm)
     torch.testing.assert_close(found, gradient / 3, rtol=1e-5, atol=1e-8)

@@ -25,12 +25,14 @@ class LocalExpert:
 
     @torch.no_grad()
     def law(self, batch: TrainBatch, gate_BT: Tensor) -> Law:
-        hidden_BTD = hidden_states(self.model, batch.token_BT)
+        # In the precision it was loaded in, whatever the student trains in: one law, offline and online.
+        with torch.autocast(batch.token_BT.device.type, enabled=False):
+            hidden_BTD = hidden_states(self.model, batch.token_BT)
         # The law of token t stands at position t - 1.
         return HeadLaw(hidden_BTD[:, :-1][gate_BT[:, 1:]], head_of(self.model, self.vocab_size))
 
     def decoder(self) -> Decoder:
-        return HFDecoder(self.model, vocab_size=self.vocab_size)
+        return HFDecoder(self.model, vocab_size=self.vocab_size, ignores_autocast=True)
 
 
 def load_local_expert(

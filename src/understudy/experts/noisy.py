@@ -51,18 +51,21 @@ class Noise(Protocol):
         ...
 
 
-def _uniform_logp(logp_nV: Tensor, action_ids: Sequence[int]) -> Tensor:
-    nu_V = torch.full_like(logp_nV[0] if len(logp_nV) else logp_nV.new_empty(logp_nV.shape[-1]), -math.inf)
+def _uniform_logp(logp_nV: Tensor, action_ids: Sequence[int] | None) -> Tensor:
+    vocab_size = logp_nV.shape[-1]
+    if action_ids is None:
+        return logp_nV.new_full((vocab_size,), -math.log(vocab_size))
+    nu_V = logp_nV.new_full((vocab_size,), -math.inf)
     nu_V[list(action_ids)] = -math.log(len(action_ids))
     return nu_V
 
 
 @dataclass(frozen=True)
 class Additive:
-    """q -> (1 - eta) q + eta Unif(actions)."""
+    """q -> (1 - eta) q + eta Unif(actions); `action_ids` None: the whole vocabulary."""
 
     eta: float
-    action_ids: tuple[int, ...]
+    action_ids: tuple[int, ...] | None
     needs_history: Literal[False] = False
 
     def apply(self, logp_nV: Tensor, is_derailed_n: Tensor | None) -> Tensor:
@@ -70,29 +73,34 @@ class Additive:
         return torch.logaddexp(logp_nV + math.log1p(-self.eta), noise_V)
 
     def channel(self, vocab_size: int) -> NoiseChannel | None:
-        nu_V = torch.zeros(vocab_size)
-        nu_V[list(self.action_ids)] = 1 / len(self.action_ids)
-        return NoiseChannel(self.eta, nu_V)
+        return NoiseChannel(self.eta, _uniform_logp(torch.zeros(1, vocab_size), self.action_ids).exp())
 
 
 @dataclass(frozen=True)
 class CorruptedArgmax:
-    """q -> (1 - eta) q + eta Unif(actions other than argmax q)."""
+    """q -> (1 - eta) q + eta Unif(actions other than argmax q); `action_ids` None: the whole vocabulary.
+
+    It is a channel only on laws that are sure of one token, as an oracle's: then the clean token is replaced by another
+    one at rate eta. On a spread-out law the noise depends on the argmax, which no channel knows.
+    """
 
     eta: float
-    action_ids: tuple[int, ...]
+    action_ids: tuple[int, ...] | None
     needs_history: Literal[False] = False
 
     def apply(self, logp_nV: Tensor, is_derailed_n: Tensor | None) -> Tensor:
-        is_action_V = torch.zeros(logp_nV.shape[-1], dtype=torch.bool, device=logp_nV.device)
-        is_action_V[list(self.action_ids)] = True
+        is_action_V = _uniform_logp(logp_nV, self.action_ids) > -math.inf
         other_nV = is_action_V.expand_as(logp_nV).scatter(-1, logp_nV.argmax(-1, keepdim=True), False)
         share_n1 = _log(self.eta) - other_nV.sum(-1, keepdim=True).to(logp_nV.dtype).log()
         noise_nV = torch.where(other_nV, share_n1, -math.inf)
         return torch.logaddexp(logp_nV + math.log1p(-self.eta), noise_nV)
 
     def channel(self, vocab_size: int) -> NoiseChannel | None:
-        return NoiseChannel.wrong_token(self.eta, self.action_ids, vocab_size)
+        allowed = range(vocab_size) if self.action_ids is None else self.action_ids
+        try:
+            return NoiseChannel.wrong_token(self.eta, allowed, vocab_size)
+        except ValueError as error:
+            raise ConfigError(f"expert.noise cannot be a known channel: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,7 @@ def _log(eta: float) -> float:
     return math.log(eta) if eta > 0 else -math.inf
 
 
-def build_noise(config: NoiseConfig, action_ids: tuple[int, ...]) -> Noise:
+def build_noise(config: NoiseConfig, action_ids: tuple[int, ...] | None) -> Noise:
     """The noise law of a recipe; wrong labels fall on `action_ids`.
 
     Raises:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from understudy.methods import Prefixes
-from understudy.randomness import uniforms
 from understudy.records import Prompt, Trajectory
 from understudy.rollouts.mixture import expert_writes_sequence, expert_writes_tokens
 from understudy.rollouts.offline import OfflineData, as_trajectory, reference_response
-from understudy.rollouts.sampler import Decoder, Limits, sample
+from understudy.rollouts.sampler import Decoder, Limits, sample_all
 from understudy.tasks.task import Task
 
 
@@ -23,6 +23,8 @@ class Sources:
     limits: Limits
     seed: int
     samples_per_prompt: int
+    batch_size: int | None
+    """Trajectories that are written side by side; None: all of a round."""
     student: Callable[[], Decoder]
     """A fresh decoder of the student as it is now."""
     expert: Callable[[], Decoder] | None
@@ -47,7 +49,10 @@ class _Slot:
 
     prompt_number: int
     prompt: Prompt
+    sample: int
+    """Which of the samples of this use of the prompt."""
     sample_index: int
+    """Which of its samples in the whole round: a small data set may come round again within one."""
     name: tuple[object, ...]
 
 
@@ -77,12 +82,17 @@ def collect(
 
 def _slots(sources: Sources, this: Round) -> list[_Slot]:
     prompts = sources.task.prompts("train", this.first_prompt, this.num_prompts)
-    mine = range(this.process, this.num_prompts, this.num_processes)
-    return [
-        _Slot(this.first_prompt + i, prompts[i], s, (sources.seed, "rollout", this.number, prompts[i].id, s))
-        for i in mine
-        for s in range(sources.samples_per_prompt)
-    ]
+    per = sources.samples_per_prompt
+    used: Counter[str] = Counter()
+    slots = []
+    for i, prompt in enumerate(prompts):
+        if i % this.num_processes == this.process:
+            for sample in range(per):
+                index = used[prompt.id] * per + sample
+                name = (sources.seed, "rollout", this.number, prompt.id, index)
+                slots.append(_Slot(this.first_prompt + i, prompt, sample, index, name))
+        used[prompt.id] += 1
+    return slots
 
 
 def _fixed(sources: Sources, this: Round, slots: Sequence[_Slot]) -> list[Trajectory]:
@@ -95,7 +105,7 @@ def _fixed(sources: Sources, this: Round, slots: Sequence[_Slot]) -> list[Trajec
     else:
         per = sources.samples_per_prompt
         block = offline.responses(this.first_prompt, this.num_prompts)
-        rows = [block[(s.prompt_number - this.first_prompt) * per + s.sample_index] for s in slots]
+        rows = [block[(s.prompt_number - this.first_prompt) * per + s.sample] for s in slots]
     return [
         as_trajectory(s.prompt, s.sample_index, response, round=this.number)
         for s, response in zip(slots, rows, strict=True)
@@ -109,16 +119,17 @@ def _written(
     if not slots:
         return []
     names = [s.name for s in slots]
-    length = sources.limits.max_new_tokens
     expert, plan = None, None
     if expert_share > 0:
         assert sources.expert is not None, "checked when the recipe was loaded"
-        expert, plan = sources.expert(), expert_writes_tokens(names, expert_share, length)
-    responses = sample(
+        expert = sources.expert
+        plan = expert_writes_tokens(names, expert_share, sources.limits.max_new_tokens)
+    responses = sample_all(
         [s.prompt for s in slots],
+        names,
         limits=sources.limits,
-        uniform_BT=uniforms(names, length),
-        student=sources.student(),
+        batch_size=sources.batch_size,
+        student=sources.student,
         expert=expert,
         temperature=temperature,
         expert_writes_BT=plan,

@@ -9,6 +9,7 @@ B sequences, T positions, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -28,8 +29,14 @@ class HFDecoder:
     """
 
     def __init__(
-        self, model: nn.Module, *, vocab_size: int, padding: Literal["left", "right"] = "left"
+        self,
+        model: nn.Module,
+        *,
+        vocab_size: int,
+        padding: Literal["left", "right"] = "left",
+        ignores_autocast: bool = False,
     ) -> None:
+        self.ignores_autocast = ignores_autocast
         self.backbone = backbone(model)
         self.head = head_of(model, vocab_size)
         self.cache = DynamicCache(config=inner_model(model).config)
@@ -66,6 +73,11 @@ class HFDecoder:
     @torch.no_grad()
     def step(self, token_B: Tensor) -> Tensor:
         position_B1 = None
+        if self.context is not None and self.cache.get_seq_length() >= self.context:
+            raise DataError(
+                f"a response does not fit the model's context of {self.context} positions. Lower max_new_tokens, or drop "
+                "long prompts (task.max_prompt_tokens)."
+            )
         if self.mask_BT is not None:
             self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(token_B), 1)], dim=1)
             position_B1 = self.length_B[:, None]
@@ -79,16 +91,21 @@ class HFDecoder:
             self.mask_BT = self.mask_BT[row_K]
 
     def _forward(self, token_BT: Tensor, position_BT: Tensor | None) -> Tensor:
-        return self.backbone(
-            input_ids=token_BT,
-            attention_mask=self.mask_BT,
-            position_ids=position_BT,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
+        with self._precision():
+            return self.backbone(
+                input_ids=token_BT,
+                attention_mask=self.mask_BT,
+                position_ids=position_BT,
+                past_key_values=self.cache,
+                use_cache=True,
+            ).last_hidden_state
 
     def _logp(self, hidden_BD: Tensor) -> Tensor:
-        return self.head.logits(hidden_BD).float().log_softmax(dim=-1)
+        with self._precision():
+            return self.head.logits(hidden_BD).float().log_softmax(dim=-1)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, enabled=False) if self.ignores_autocast else nullcontext()
 
 
 class evaluating:  # noqa: N801 - a context manager reads as a phrase

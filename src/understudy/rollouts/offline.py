@@ -21,9 +21,8 @@ from safetensors.numpy import load_file, save_file
 
 from understudy.errors import DataError
 from understudy.files import atomic_path, sha256_of
-from understudy.randomness import uniforms
 from understudy.records import Finish, Prompt, Trajectory
-from understudy.rollouts.sampler import Decoder, Limits, Response, sample
+from understudy.rollouts.sampler import Decoder, Limits, Response, sample_all
 from understudy.tasks.task import Task
 
 BLOCK_PROMPTS = 512
@@ -40,6 +39,8 @@ class OfflineData:
     seed: int
     limits: Limits
     samples_per_prompt: int
+    batch_size: int | None
+    """Trajectories that are written side by side; None: a whole block. It does not change them."""
     decoder: Callable[[], Decoder]
     _blocks: dict[int, list[Response]] = field(default_factory=dict, repr=False)
 
@@ -71,11 +72,8 @@ class OfflineData:
         for p in repeated:
             names.append((self.seed, "offline", number, p.id, seen[p.id]))
             seen[p.id] += 1
-        responses = sample(
-            repeated,
-            limits=self.limits,
-            uniform_BT=uniforms(names, self.limits.max_new_tokens),
-            expert=self.decoder(),
+        responses = sample_all(
+            repeated, names, limits=self.limits, batch_size=self.batch_size, expert=self.decoder
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_description(self.folder, self.identity)

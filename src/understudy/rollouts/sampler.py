@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from understudy.objectives.estimators import inverse_cdf
+from understudy.randomness import uniforms
 from understudy.records import Finish, Prompt
 
 _COMPACT_BELOW = 0.75
@@ -66,6 +67,39 @@ def draw(logp_BV: Tensor, uniform_B: Tensor, temperature: float) -> Tensor:
     return inverse_cdf(logp_BV, uniform_B)
 
 
+def sample_all(
+    prompts: Sequence[Prompt],
+    names: Sequence[tuple[object, ...]],
+    *,
+    limits: Limits,
+    batch_size: int | None = None,
+    student: Callable[[], Decoder] | None = None,
+    expert: Callable[[], Decoder] | None = None,
+    temperature: float = 1.0,
+    expert_writes_BT: np.ndarray | None = None,
+) -> list[Response]:
+    """`sample` for any number of prompts, at most `batch_size` side by side, each with a fresh decoder.
+
+    `names[i]` is the random stream of prompts[i]. Neighbours in length share a batch, so that little padding is
+    computed; the order of the result is that of the prompts, and neither order nor batches change the tokens.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
+    found: dict[int, Response] = {}
+    for start in range(0, len(order), batch_size or max(1, len(order))):
+        rows = order[start : start + (batch_size or len(order))]
+        responses = sample(
+            [prompts[i] for i in rows],
+            limits=limits,
+            uniform_BT=uniforms([names[i] for i in rows], limits.max_new_tokens),
+            student=None if student is None else student(),
+            expert=None if expert is None else expert(),
+            temperature=temperature,
+            expert_writes_BT=None if expert_writes_BT is None else expert_writes_BT[rows],
+        )
+        found.update(zip(rows, responses, strict=True))
+    return [found[i] for i in range(len(prompts))]
+
+
 @torch.no_grad()
 def sample(
     prompts: Sequence[Prompt],
@@ -87,6 +121,10 @@ def sample(
     Returns:
         one response a prompt, in their order.
     """
+    if student is not None and expert is not None and expert_writes_BT is not None:
+        # One of them may have nothing to write, as at both ends of a schedule: it then need not listen either.
+        student = None if expert_writes_BT.all() else student
+        expert = expert if expert_writes_BT.any() else None
     writers = [d for d in (student, expert) if d is not None]
     assert writers, "somebody must write"
     assert len(writers) == 1 or expert_writes_BT is not None, "two writers need a plan"

@@ -64,6 +64,10 @@ class ModularAddition:
         return "modular_addition"
 
     @property
+    def identity(self) -> str:
+        return repr(self)
+
+    @property
     def vocab_size(self) -> int:
         return self.modulus + 1
 

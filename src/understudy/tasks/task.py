@@ -65,6 +65,11 @@ class Task(Protocol):
     def name(self) -> str: ...
 
     @property
+    def identity(self) -> str:
+        """Everything that decides its prompts, as text that is the same in every process: offline data is found by it."""
+        ...
+
+    @property
     def vocab_size(self) -> int | None:
         """Number of token ids; None: the tokenizer's."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,21 @@ class TextTask:
             if not kept:
                 given = f"all {len(rows[split])} rows are too long" if rows[split] else "it has no rows"
                 raise DataError(f"nothing is left of the {split} split of {name}: {given}.")
+
+    @property
+    def identity(self) -> str:
+        """A hash of everything that decides its prompts: their tokens in order, the seed, the limits."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> str:
+        digest = hashlib.sha256(
+            f"{self.name} {self.seed} {self.max_new_tokens} {sorted(self.eos_ids)}".encode()
+        )
+        for split, rows in self._rows.items():
+            for row in rows:
+                digest.update(f"{split} {row.row.id} {row.prompt_ids.tolist()}".encode())
+        return f"{self.name}:{digest.hexdigest()[:32]}"
 
     @property
     def max_new_tokens(self) -> int:
@@ -177,7 +192,9 @@ def _refuse_shared_prompts(rows: Mapping[Split, Sequence[TextRow]]) -> None:
 
 
 def _refuse_ungradable(rows: Mapping[Split, Sequence[TextRow]], grader: Grader) -> None:
-    for row in (row for split_rows in rows.values() for row in split_rows):
+    for split, row in ((split, row) for split, split_rows in rows.items() for row in split_rows):
+        if row.reference is None and split == "train":
+            continue  # nothing is graded there, and online methods need prompts only
         if row.reference is None:
             raise DataError(
                 f"{row.where}: has no reference, and the grader needs one. Add it, or set no grader."

@@ -121,7 +121,7 @@ def save_checkpoint(
 def _shared_path(accelerator: Accelerator, target: Path) -> Iterator[Path]:
     """`atomic_path`, the same for all processes: the main one makes it, and names it once all have written."""
     if not accelerator.is_main_process:
-        yield Path(broadcast_object_list([None])[0])
+        yield Path(str(broadcast_object_list([None])[0]))
         accelerator.wait_for_everyone()
         return
     with atomic_path(target) as part:

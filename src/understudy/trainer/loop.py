@@ -36,6 +36,9 @@ def run_rounds(s: Setup, progress: Progress, pool: list[Trajectory]) -> tuple[st
     while progress.step < s.recipe.train.steps:
         with clock.phase("collect"), evaluating(s.model), s.accelerator.autocast():
             fresh = collect(s.sources, s.method.prefixes, s.options, _this_round(s, progress))
+        # Counted when collected, not when trained: a run that stops inside a round has used these prompts, too.
+        progress.round += 1
+        progress.prompts += _prompts_per_round(s.recipe)
         if s.method.prefixes.aggregate:
             pool.extend(fresh)
         for trajectories in _steps_of_round(s, progress, fresh, pool):
@@ -48,8 +51,6 @@ def run_rounds(s: Setup, progress: Progress, pool: list[Trajectory]) -> tuple[st
                 evaluation = _evaluate(s, progress, clock)
                 if reason := stop_reason(s.recipe.stop, evaluation, progress):
                     return reason, evaluation
-        progress.round += 1
-        progress.prompts += _prompts_per_round(s.recipe)
         every = s.recipe.checkpoint.every_steps
         if every and progress.step % every == 0:
             _checkpoint(s, progress, pool, clock)
@@ -96,7 +97,7 @@ def _replayed(s: Setup, progress: Progress, pool: Sequence[Trajectory]) -> list[
     """A batch drawn without replacement from all rounds so far, the same whatever the number of processes."""
     samples, processes = s.recipe.train.samples_per_prompt, s.accelerator.num_processes
     # Not progress.prompts: that counts the prompts of a warm start in, and the pool does not hold them.
-    prompts = (progress.round + 1) * _prompts_per_round(s.recipe)
+    prompts = progress.round * _prompts_per_round(s.recipe)
     draw = generator(s.recipe.seed, "replay", progress.step)
     chosen = draw.choice(prompts * samples, size=s.recipe.train.batch_size, replace=False)
     batch = []
@@ -112,8 +113,10 @@ def _replayed(s: Setup, progress: Progress, pool: Sequence[Trajectory]) -> list[
 
 
 def _evaluate(s: Setup, progress: Progress, clock: Clock) -> Evaluation:
-    with clock.phase("evaluate"):
+    with clock.phase("evaluate"), s.accelerator.autocast():
         evaluation = s.evaluate()
+    measured = {name: found.value for name, found in evaluation.metrics.items()}
+    s.accelerator.log(measured, step=progress.total_steps)
     s.journal.write(
         "metrics", {"kind": "eval", "stage": s.stage, **_counters(progress), **evaluation.to_json()}
     )

@@ -39,7 +39,8 @@ def optimizer_step(
         TrainingError: a loss or gradient norm that is not finite; nothing has been changed by then.
     """
     accelerator, recipe = s.accelerator, s.recipe
-    s.student.train()
+    # A policy gradient is one of the law that drew the tokens, and that law had no dropout.
+    s.student.train(not s.objective.needs_student_tokens)
     batches = _batches(s, trajectories)
     gates = [gate & (len(trajectories) > 0) for gate in (gate_of(s.method, b) for b in batches)]
     sums = torch.tensor(
