@@ -72,3 +72,12 @@ def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE):
         assert f"\n{target}:" in makefile
+
+
+def test_every_offered_name_is_there_and_stays_there():
+    """A submodule of the same name would take the place of a function once somebody imports it."""
+    for _ in range(2):
+        for name in understudy.__all__:
+            assert not isinstance(getattr(understudy, name), type(typer)), name
+    with pytest.raises(AttributeError, match="no_such"):
+        understudy.no_such  # noqa: B018

@@ -1,9 +1,9 @@
-"""Understudy: imitation-learning post-training of language models - decide, train, prove.
+"""Understudy: imitation-learning post-training of language models.
 
-import understudy
+    import understudy
 
-recipe = understudy.load_recipe("recipes/modular-addition", {"method.name": "nail-f"})
-result = understudy.train(recipe, "runs/nail-f")
+    recipe = understudy.load_recipe("recipes/modular-addition", {"method.name": "nail-f"})
+    result = understudy.train(recipe, "runs/nail-f")
 """
 
 from __future__ import annotations
@@ -13,19 +13,42 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from understudy.compare import compare
+    from understudy.comparison import compare
     from understudy.config import Recipe, load_recipe
+    from understudy.doctor import examine
+    from understudy.evaluate_checkpoint import evaluate_checkpoint
+    from understudy.methods import METHODS
+    from understudy.reports.page import write_report
     from understudy.run import RunResult, train
-
-__all__ = ["Recipe", "RunResult", "__version__", "compare", "load_recipe", "train"]
+    from understudy.starter import make_starter
 
 _HOMES = {
+    "METHODS": "understudy.methods",
     "Recipe": "understudy.config",
-    "load_recipe": "understudy.config",
     "RunResult": "understudy.run",
+    "compare": "understudy.comparison",
+    "evaluate_checkpoint": "understudy.evaluate_checkpoint",
+    "examine": "understudy.doctor",
+    "load_recipe": "understudy.config",
+    "make_starter": "understudy.starter",
     "train": "understudy.run",
-    "compare": "understudy.compare",
+    "write_report": "understudy.reports.page",
 }
+"""What is offered here, and the module each comes from."""
+
+__all__ = [
+    "METHODS",
+    "Recipe",
+    "RunResult",
+    "__version__",
+    "compare",
+    "evaluate_checkpoint",
+    "examine",
+    "load_recipe",
+    "make_starter",
+    "train",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:

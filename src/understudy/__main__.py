@@ -1,5 +1,6 @@
-"""`python -m understudy` is `understudy`; launchers of several processes take a module name."""
+"""`python -m understudy`, and `accelerate launch -m understudy` for several processes."""
 
 from understudy.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

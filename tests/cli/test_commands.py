@@ -1,6 +1,7 @@
 """Each command on a run of milliseconds: what it prints for a person, for a program, and where it writes."""
 
 import json
+import re
 import tomllib
 from typing import Any
 from unittest import mock
@@ -36,8 +37,13 @@ def test_train_ends_with_metrics_time_and_a_checkpoint_that_loads(trained):
     assert lines[0].split("  ")[0] == "metric"
     accuracy = next(line for line in lines if line.startswith("accuracy_greedy"))
     logged = json.loads((folder / "result.json").read_text())["metrics"]["accuracy_greedy"]
-    assert f"{logged['value']:.4f}" in accuracy
-    assert f"{logged['low']:.4f} to {logged['high']:.4f}" in accuracy
+    interval = f"{logged['low']:.4f} to {logged['high']:.4f}"
+    assert re.split(r"  +", accuracy) == [
+        "accuracy_greedy",
+        f"{logged['value']:.4f}",
+        interval,
+        str(logged["n"]),
+    ]
     (time,) = (line for line in lines if line.startswith("time: "))
     shares = [int(part.split("(")[1].split("%")[0]) for part in time.split(", ")]
     assert 98 <= sum(shares) <= 102
@@ -117,7 +123,7 @@ class InProcess:
 def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
     recipe = write_recipe(folder / "tiny.toml", {**TABLE, "compare": COMPARE})
-    with mock.patch("understudy.compare.Worker", InProcess):
+    with mock.patch("understudy.comparison.Worker", InProcess):
         found = understudy(
             "compare", recipe, "--out", folder / "out", "--methods", "sft,opd-f,nail-f", "--seed", 4
         )
@@ -168,7 +174,7 @@ def test_compare_flags_replace_methods_and_seeds(compared):
 
 def test_a_failed_run_is_told_and_the_others_are_kept(compared, tmp_path, monkeypatch, without_drawing):
     recipe, _, _ = compared
-    monkeypatch.setattr("understudy.compare.Worker", InProcess)
+    monkeypatch.setattr("understudy.comparison.Worker", InProcess)
     # A learning rate that overflows after one step; the other cell is untouched by it.
     bad: dict[str, Any] = {"sft": {"optimizer.learning_rate": 1e38, "optimizer.clip_norm": 1e38}}
     table = {**tomllib.loads(recipe.read_text()), "compare": {**COMPARE, "overrides": bad}}

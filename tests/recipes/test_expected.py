@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from understudy.compare import compare
+from understudy.comparison import compare
 from understudy.config import load_recipe
 
 ROOT = Path(__file__).parents[2]

@@ -61,7 +61,7 @@ def compare(
         from understudy.resolved import resolved_recipe
 
         return say(resolved_recipe(chosen).rstrip())
-    from understudy.compare import compare as run
+    from understudy.comparison import compare as run
 
     folder = default_out(out, chosen)
     rows = run(chosen, folder, resume=resume, overwrite=overwrite, workers=workers)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,16 @@ class OfflineData:
     """Trajectories that are written side by side; None: a whole block. It does not change them."""
     decoder: Callable[[], Decoder]
     _blocks: dict[int, list[Response]] = field(default_factory=dict, repr=False)
+    _unpaid: list[float] = field(default_factory=list, repr=False)
+
+    def take_unpaid_seconds(self) -> float:
+        """Processor seconds that others spent on the blocks read since the last call.
+
+        Whoever comes first writes a block and everybody reads it; a fair budget charges every reader for it.
+        """
+        total = sum(self._unpaid)
+        self._unpaid.clear()
+        return total
 
     def responses(self, start: int, count: int) -> list[Response]:
         """The responses to prompts start .. start + count - 1, all samples of a prompt in a row."""
@@ -58,9 +69,12 @@ class OfflineData:
         if number not in self._blocks:
             self._blocks.clear()  # blocks are read in order; the past ones would only fill memory
             file = self.folder / f"block-{number:06d}.safetensors"
-            if not file.exists():
+            is_mine = not file.exists()
+            if is_mine:
                 self._write(number, file)
-            self._blocks[number] = _read(file)
+            self._blocks[number], cpu_seconds = _read(file)
+            if not is_mine:
+                self._unpaid.append(cpu_seconds)
         return self._blocks[number]
 
     def _write(self, number: int, file: Path) -> None:
@@ -72,12 +86,13 @@ class OfflineData:
         for p in repeated:
             names.append((self.seed, "offline", number, p.id, seen[p.id]))
             seen[p.id] += 1
+        start = time.process_time()
         responses = sample_all(
             repeated, names, limits=self.limits, batch_size=self.batch_size, expert=self.decoder
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_description(self.folder, self.identity)
-        _save(responses, repeated, file)
+        _save(responses, repeated, file, time.process_time() - start)
 
 
 def offline_folder(root: Path, identity: dict[str, Any]) -> Path:
@@ -93,7 +108,7 @@ def _write_description(folder: Path, identity: dict[str, Any]) -> None:
             part.write_text(json.dumps(identity, indent=2, sort_keys=True) + "\n")
 
 
-def _save(responses: Sequence[Response], prompts: Sequence[Prompt], file: Path) -> None:
+def _save(responses: Sequence[Response], prompts: Sequence[Prompt], file: Path, cpu_seconds: float) -> None:
     arrays = {
         "token_ids": np.concatenate([np.array(r.token_ids, dtype=np.int32) for r in responses]),
         "logp": np.concatenate([np.array(r.logp, dtype=np.float64) for r in responses]),
@@ -101,6 +116,7 @@ def _save(responses: Sequence[Response], prompts: Sequence[Prompt], file: Path) 
         "finish": np.array([_FINISHES.index(r.finish) for r in responses], dtype=np.int32),
     }
     metadata = {"sha256": _content_hash(arrays), "first_prompt": prompts[0].id, "last_prompt": prompts[-1].id}
+    metadata["cpu_seconds"] = f"{cpu_seconds:.3f}"
     with atomic_path(file) as part:
         save_file(arrays, part, metadata=metadata)
 
@@ -109,18 +125,18 @@ def _content_hash(arrays: dict[str, np.ndarray]) -> str:
     return sha256_of(b"".join(arrays[name].tobytes() for name in sorted(arrays)))
 
 
-def _read(file: Path) -> list[Response]:
+def _read(file: Path) -> tuple[list[Response], float]:
     from safetensors import safe_open
 
     try:
         arrays = load_file(file)
         with safe_open(file, framework="numpy") as handle:
-            expected = (handle.metadata() or {}).get("sha256")
+            metadata = handle.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise DataError(
             f"offline data {file} cannot be read ({error}). Delete it; it will be written again."
         ) from None
-    if _content_hash(arrays) != expected:
+    if _content_hash(arrays) != metadata.get("sha256"):
         raise DataError(
             f"offline data {file} does not match its own hash. Delete it; it will be written again."
         )
@@ -130,7 +146,7 @@ def _read(file: Path) -> list[Response]:
         tokens = tuple(arrays["token_ids"][begin:end].tolist())
         logp = tuple(arrays["logp"][begin:end].tolist())
         responses.append(Response(tokens, (False,) * len(tokens), logp, _FINISHES[int(finish)]))
-    return responses
+    return responses, float(metadata["cpu_seconds"])
 
 
 def reference_response(prompt: Prompt) -> Response:

@@ -49,6 +49,8 @@ class Progress:
     stop_value: float | None = None
     """Best value of the stop metric so far, and how many evaluations have not improved on it."""
     stale_evaluations: int = 0
+    overflowed_steps: int = 0
+    """Steps in a row whose gradient was not finite and that the fp16 scaler left out."""
     log_bytes: dict[str, int] = field(default_factory=dict)
     """Length of each log when the checkpoint was written: what came later is cut off on resume."""
 

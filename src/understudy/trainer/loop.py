@@ -12,6 +12,7 @@ from understudy.randomness import generator
 from understudy.records import Trajectory
 from understudy.rollouts.collect import Round, collect
 from understudy.rollouts.hf import evaluating
+from understudy.rollouts.offline import OfflineData
 from understudy.trainer.checkpoint import Progress, save_checkpoint, save_model
 from understudy.trainer.setup import Clock, Setup
 from understudy.trainer.step import StepResult, optimizer_step
@@ -36,6 +37,8 @@ def run_rounds(s: Setup, progress: Progress, pool: list[Trajectory]) -> tuple[st
     while progress.step < s.recipe.train.steps:
         with clock.phase("collect"), evaluating(s.model), s.accelerator.autocast():
             fresh = collect(s.sources, s.method.prefixes, s.options, _this_round(s, progress))
+        if isinstance(s.sources.offline, OfflineData):
+            progress.cpu_seconds += s.sources.offline.take_unpaid_seconds()
         # Counted when collected, not when trained: a run that stops inside a round has used these prompts, too.
         progress.round += 1
         progress.prompts += _prompts_per_round(s.recipe)

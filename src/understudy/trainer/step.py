@@ -18,6 +18,9 @@ from understudy.trainer.loss import gate_of, label
 from understudy.trainer.schedule import learning_rate_at
 from understudy.trainer.setup import Clock, Setup
 
+MAX_OVERFLOWED_STEPS = 20
+"""In a row, with fp16: the scaler halves its factor at each, so more of them are no matter of scale."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
@@ -125,8 +128,11 @@ def _apply(
 ) -> float:
     norm = s.accelerator.clip_grad_norm_(s.student.parameters(), s.recipe.optimizer.clip_norm)
     norm = float(norm) if norm is not None else 0.0
-    # With fp16 a scaled gradient may overflow; the scaler then skips the step by itself.
-    if not (norm < float("inf")) and s.recipe.train.mixed_precision != "fp16":
+    # With fp16 a scaled gradient may overflow; the scaler then skips the step by itself, but not for ever.
+    is_finite = norm < float("inf")
+    progress.overflowed_steps = 0 if is_finite else progress.overflowed_steps + 1
+    allowed = MAX_OVERFLOWED_STEPS if s.recipe.train.mixed_precision == "fp16" else 0
+    if progress.overflowed_steps > allowed:
         ids = ", ".join(t.id for t in trajectories[:5])
         raise TrainingError(
             f"the gradient norm of step {progress.step} is {norm} (trajectories {ids} ...). No step was taken. "

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from understudy.compare import compare
+from understudy.comparison import compare
 from understudy.config import load_recipe, recipe_from_table
 from understudy.errors import ConfigError
 from understudy.reports.folders import load_compare
@@ -95,7 +95,7 @@ def test_killed_in_the_middle_and_resumed(tmp_path):
     (tmp_path / "recipe.toml").write_text(_toml(TINY))
     out = tmp_path / "out"
     program = (
-        "import sys; from understudy.compare import compare; from understudy.config import load_recipe; "
+        "import sys; from understudy.comparison import compare; from understudy.config import load_recipe; "
         "compare(load_recipe(sys.argv[1]), sys.argv[2], resume=True)"
     )
     process = subprocess.Popen(
