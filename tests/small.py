@@ -145,6 +145,10 @@ class Babble:
     action_ids: tuple[int, ...] | None = None
     num_train: int | None = None
 
+    @property
+    def identity(self) -> str:
+        return repr(self)
+
     def size(self, split: str) -> int | None:
         return self.num_train if split == "train" else None
 

@@ -37,7 +37,10 @@ def test_python_blocks_run(code, tmp_path, monkeypatch, capsys):
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        understudy, "load_recipe", lambda path, changes=(): load_recipe(path, {**dict(changes), **SMALLER}), raising=False
+        understudy,
+        "load_recipe",
+        lambda path, changes=(): load_recipe(path, {**dict(changes), **SMALLER}),
+        raising=False,
     )
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})  # noqa: S102 - our own README
 

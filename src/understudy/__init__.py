@@ -1,9 +1,9 @@
 """Understudy: imitation-learning post-training of language models.
 
-    import understudy
+import understudy
 
-    recipe = understudy.load_recipe("recipes/modular-addition", {"method.name": "nail-f"})
-    result = understudy.train(recipe, "runs/nail-f")
+recipe = understudy.load_recipe("recipes/modular-addition", {"method.name": "nail-f"})
+result = understudy.train(recipe, "runs/nail-f")
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from understudy.comparison import compare
     from understudy.config import Recipe, load_recipe
     from understudy.doctor import examine
-    from understudy.evaluate_checkpoint import evaluate_checkpoint
+    from understudy.measure import evaluate_checkpoint
     from understudy.methods import METHODS
     from understudy.reports.page import write_report
     from understudy.run import RunResult, train
@@ -27,7 +27,7 @@ _HOMES = {
     "Recipe": "understudy.config",
     "RunResult": "understudy.run",
     "compare": "understudy.comparison",
-    "evaluate_checkpoint": "understudy.evaluate_checkpoint",
+    "evaluate_checkpoint": "understudy.measure",
     "examine": "understudy.doctor",
     "load_recipe": "understudy.config",
     "make_starter": "understudy.starter",

@@ -249,11 +249,13 @@ def _prepare_folder(folder: Path, recipe: Recipe, own: OwnParts, *, resume: bool
                 f"{folder} is not a run folder (it has no recipe.json); not deleting it. Choose another --out."
             )
         remove(folder)
-    if described.exists() and not resume:
+    # A run that was refused before its first record (bad data, say) is no run: trying again needs no flag.
+    is_begun = described.exists() and any(folder.rglob("metrics.jsonl"))
+    if is_begun and not resume:
         raise ConfigError(
             f"{folder} already holds a run. Use --resume to go on, --overwrite to start anew, or another --out."
         )
-    if described.exists():
+    if is_begun:
         before = _read_json(described) | {"own": _read_json(folder / "own.json")}
         refuse_changed(before, recipe.to_table() | {"own": own.described()}, folder)
     try:

@@ -68,6 +68,9 @@ def test_every_recipe_loads(path):
 @pytest.mark.parametrize("folder", sorted(p for p in RECIPES.iterdir() if p.is_dir()), ids=lambda p: p.name)
 def test_every_recipe_says_what_it_shows(folder):
     text = (folder / "README.md").read_text()
-    assert f"understudy compare recipes/{folder.name}" in text or f"understudy train recipes/{folder.name}" in text
+    assert (
+        f"understudy compare recipes/{folder.name}" in text
+        or f"understudy train recipes/{folder.name}" in text
+    )
     assert "Hardware and time" in text
     assert json.loads((folder / "expected.json").read_text())

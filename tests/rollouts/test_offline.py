@@ -30,7 +30,9 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(offline, "BLOCK_PROMPTS", 16)
 
 
-def data(folder: Path, *, samples: int = 2, decoder=EXPERT.decoder, seed: int = 0) -> OfflineData:
+def data(
+    folder: Path, *, samples: int = 2, decoder=EXPERT.decoder, seed: int = 0, batch_size: int | None = None
+) -> OfflineData:
     return OfflineData(
         folder=folder,
         task=TASK,
@@ -38,6 +40,7 @@ def data(folder: Path, *, samples: int = 2, decoder=EXPERT.decoder, seed: int = 
         seed=seed,
         limits=Limits(max_new_tokens=6),
         samples_per_prompt=samples,
+        batch_size=batch_size,
         decoder=decoder,
     )
 
@@ -47,13 +50,14 @@ def nobody():
 
 
 def test_written_once_and_the_same_in_any_order(tmp_path):
-    """Fails if a block depends on what was read before it, or is sampled again."""
+    """Fails if a block depends on what was read before it or on how many were written side by side, or is sampled
+    again."""
     first = data(tmp_path / "a").responses(0, 40)
     assert len(first) == 80
     again = data(tmp_path / "a", decoder=nobody)
     assert again.responses(30, 7) == first[60:74]
     assert again.responses(3, 20) == first[6:46]
-    backwards = data(tmp_path / "b")
+    backwards = data(tmp_path / "b", batch_size=5)
     pieces = [backwards.responses(start, 8) for start in range(32, -1, -8)]
     assert [r for piece in reversed(pieces) for r in piece] == first
     assert all(not any(r.is_student) for r in first)

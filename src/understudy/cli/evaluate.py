@@ -56,7 +56,7 @@ def evaluate(
       understudy evaluate runs/nail-f --split test --prompts 2000
       understudy evaluate models/tiny --recipe recipes/gsm8k-local --json
     """
-    from understudy.evaluate_checkpoint import checkpoint_and_recipe, evaluate_checkpoint
+    from understudy.measure import checkpoint_and_recipe, evaluate_checkpoint
 
     given = {"evaluate.prompts": prompts, "evaluate.samples_per_prompt": samples, "seed": seed}
     extra = [f"{key}={value}" for key, value in given.items() if value is not None]

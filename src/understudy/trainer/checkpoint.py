@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -109,6 +110,8 @@ def save_checkpoint(
                 (part / "state").mkdir()
                 write_json(part / "state" / "progress.json", asdict(progress))
             accelerator.wait_for_everyone()
+            # It logs that a tied weight is written once; it is read back tied.
+            logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
             accelerator.save_state(str(part / "state"), safe_serialization=True)
             _pool_file(accelerator, part).write_text(json.dumps([asdict(t) for t in pool]))
     except (OSError, SafetensorError, RuntimeError) as error:

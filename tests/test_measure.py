@@ -8,7 +8,7 @@ from small import make_recipe, quiet_console
 from small_text import make_world
 from understudy.config import recipe_from_table
 from understudy.errors import ConfigError, DataError, ModelError
-from understudy.evaluate_checkpoint import checkpoint_and_recipe, evaluate_checkpoint
+from understudy.measure import checkpoint_and_recipe, evaluate_checkpoint
 from understudy.run import train
 
 
