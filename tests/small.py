@@ -158,7 +158,7 @@ class Babble:
             number = i if self.num_train is None else i % self.num_train
             rng = np.random.default_rng([sum(map(ord, split)), number])
             tokens = rng.integers(0, self.vocab_size, 2 + number % 5).tolist()
-            answer = (*rng.integers(0, self.vocab_size, number % 4).tolist(), 5)
+            answer = (*rng.integers(0, self.vocab_size, number % 4).tolist(), max(self.eos_ids))
             made.append(Prompt(id=f"{split}/{number}", token_ids=tuple(tokens), reference_ids=answer))
         return made
 

@@ -149,7 +149,7 @@ SOFT = {"law": "temperature", "temperature": 4.0}
             {"warm_start": {"method": "sft-known", "max_steps": 3}, "expert__noise": None},
             r"sft-known .*found no noise",
         ),
-        ({"warm_start": {"method": "sft"}}, r"^warm_start: warm_start\.max_steps must be > 0, got 0"),
+        ({"warm_start": {"method": "sft"}}, r"^warm_start: max_steps must be > 0, got 0"),
         ({"warm_start": {"max_steps": 3}}, r"give either warm_start\.checkpoint or warm_start\.method"),
         ({"expert": {"kind": "local"}}, r"a local expert needs expert\.checkpoint"),
         ({"expert__checkpoint": "somewhere"}, r"an oracle expert .*takes no expert\.checkpoint"),

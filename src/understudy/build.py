@@ -68,7 +68,7 @@ def build(
         )
     student = build_student(recipe, vocab_size, task.eos_ids | eos_ids, checkpoint).to(device)
     vocab_size = min(vocab_size, output_size(student))
-    _check_ids(task, vocab_size)
+    check_ids(task, vocab_size)
     check_context(recipe, student, task)
     if expert is None and recipe.expert is not None:
         expert = build_expert(recipe, task, tokenizer, vocab_size, device)
@@ -185,7 +185,7 @@ def check_context(recipe: Recipe, model: nn.Module, task: Task, who: str = "stud
         )
 
 
-def _check_ids(task: Task, vocab_size: int) -> None:
+def check_ids(task: Task, vocab_size: int) -> None:
     """A tokenizer may hold ids that no text of the task uses and the model has no row for; used ones it must have.
 
     Raises:

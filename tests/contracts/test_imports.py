@@ -29,8 +29,8 @@ LAYERS = (
     ("reports",),
     ("build",),
     ("run", "worker"),
-    ("compare",),
-    ("evaluate_checkpoint", "resolved", "method_table", "starter", "doctor"),
+    ("comparison",),
+    ("measure", "resolved", "method_table", "starter", "doctor"),
     ("cli",),
     ("__main__",),
 )

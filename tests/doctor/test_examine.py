@@ -10,8 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from small import make_recipe
 from small_text import make_world, model, write_rows
+from understudy.build import build_task, check_ids
 from understudy.config import recipe_from_table
 from understudy.doctor import Finding, examine
+from understudy.errors import ModelError
+from understudy.models import load_tokenizer
 from understudy.resolved import to_toml
 from understudy.starter import make_starter
 
@@ -87,13 +90,17 @@ def test_nan_weights_are_found_in_student_and_expert(world):
 
 
 def test_fewer_output_rows_than_tokens(world):
+    """Unused ids beyond the rows are worth a word; used ones cannot be trained."""
     folder, table = world
-    wordy = write_rows(folder / "wordy.jsonl", [{"text": "many words, many merges " * 9}])
-    make_starter(folder / "wordy", model=None, texts=[wordy], vocab_size=270)
+    unused = write_rows(folder / "wordy.jsonl", [{"text": "~~~~ ~~~~ ^^^^ ^^^^ " * 9}])
+    make_starter(folder / "wordy", model=None, texts=[unused], vocab_size=270)
     found = findings(table, student__tokenizer=str(folder / "wordy"))
-    assert found["student"].status == "problem"
-    assert "has 261 output rows and the tokenizer 270 tokens" in found["student"].found
-    assert "Resize its embeddings" in found["student"].fix
+    assert found["token ids"].status == "warning"
+    assert "use none beyond them" in found["token ids"].found
+    with pytest.raises(ModelError, match=r"has 50 output rows and the tokenizer gives id \d+"):
+        check_ids(
+            build_task(recipe_from_table(table), load_tokenizer(str(folder / "student")), frozenset()), 50
+        )
 
 
 def test_ids_with_holes(world):

@@ -135,9 +135,13 @@ def test_recipes_build_the_laws_they_name():
         Absorbing(Additive(0.1, ACTIONS)),
         Absorbing(CorruptedArgmax(0.1, ACTIONS)),
     ]
-    for bad in (AdditiveNoise(law="additive", eta=1.0), TemperatureNoise(law="temperature", temperature=0.0)):
-        with pytest.raises(ConfigError, match=r"expert\.noise\."):
-            build_noise(bad, ACTIONS)
+
+
+def test_rates_that_are_none_are_refused():
+    with pytest.raises(ConfigError, match=r"eta must be in \[0, 1\), got 1\.0"):
+        AdditiveNoise(law="additive", eta=1.0)
+    with pytest.raises(ConfigError, match=r"temperature must be > 0, got 0\.0"):
+        TemperatureNoise(law="temperature", temperature=0.0)
 
 
 # --- labels and writing follow one law ------------------------------------------------------------------------------------

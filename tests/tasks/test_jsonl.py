@@ -149,8 +149,12 @@ def test_a_malformed_line_is_named(tmp_path, row, message):
 
 
 def test_a_grader_needs_a_reference_it_can_read(tmp_path):
+    bare = write(tmp_path, {"prompt": "x"}, name="bare.jsonl")
+    assert (
+        JsonlTask(encoder=ENCODER, train=bare, grader="exact").size("train") == 1
+    )  # nothing is graded there
     with pytest.raises(DataError, match="line 1: has no reference, and the grader needs one"):
-        JsonlTask(encoder=ENCODER, train=write(tmp_path, {"prompt": "x"}), grader="exact")
+        JsonlTask(encoder=ENCODER, validation=bare, grader="exact")
     with pytest.raises(DataError, match="line 1: the grader finds no answer in the reference 'two'"):
         JsonlTask(
             encoder=ENCODER, train=write(tmp_path, {"prompt": "x", "reference": "two"}), grader="numeric"

@@ -113,7 +113,8 @@ def test_rows_that_cannot_be_used():
     ):
         build([one], [one])
     with pytest.raises(DataError, match=r"line 9: has no reference, and the grader needs one"):
-        build([TextRow(id="0", where="line 9", content="x")], [two])
+        build([one], [TextRow(id="0", where="line 9", content="x")])
+    build([TextRow(id="0", where="line 9", content="x")], [two])  # training rows need no reference
     with pytest.raises(DataError, match=r"line 9: the grader finds no answer in the reference 'none'"):
         build([TextRow(id="0", where="line 9", content="x", reference="none")], [two])
     with pytest.raises(DataError, match=r"nothing is left of the validation split of t: it has no rows"):

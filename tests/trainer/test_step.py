@@ -269,7 +269,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(tmp_path):
     s = babble_setup(tmp_path)
     trajectories = written(s, 4)
     before = flat_weights(s.model)
-    hook = inner_model(s.model).get_input_embeddings().weight.register_hook(lambda g: g * torch.inf)
+    hook = inner_model(s.model).get_input_embeddings().weight.register_hook(lambda g: g * torch.inf)  # pyright: ignore[reportCallIssue]
     progress = Progress(step=3)
     with pytest.raises(TrainingError, match=rf"gradient norm of step 3 is (nan|inf).*{trajectories[0].id}"):
         optimizer_step(s, trajectories, progress, Clock(progress, CPU))

@@ -14,6 +14,7 @@ from understudy.build import (
     build_task,
     build_tokenizer,
     check_context,
+    check_ids,
     device_of,
 )
 from understudy.config import ModularAdditionTask, Recipe, expert_recipe
@@ -95,12 +96,18 @@ def _make_task(p: _Patient, findings: list[Finding]) -> None:
 def _make_student(p: _Patient, findings: list[Finding]) -> None:
     start = p.recipe.warm_start.checkpoint if p.recipe.warm_start is not None else None
     fix = "Correct the [student] table."
-    student = attempt(
-        findings, "student", lambda: build_student(p.recipe, p.vocab_size, p.eos_ids, start), fix
-    )
+
+    def made() -> nn.Module:
+        student = build_student(p.recipe, p.vocab_size, p.eos_ids, start)
+        if p.task is not None:
+            check_ids(p.task, min(p.vocab_size, output_size(student)))
+        return student
+
+    student = attempt(findings, "student", made, fix)
     if student is None:
         return
     p.student = student.to(p.device)
+    p.vocab_size = min(p.vocab_size, output_size(student))
     parameters = sum(q.numel() for q in p.student.parameters())
     findings.append(
         fine(
@@ -143,8 +150,7 @@ def _make_expert(p: _Patient, findings: list[Finding]) -> None:
         return
     findings.append(fine("expert", _describe(clean)))
     if config.noise is not None:
-        actions = task.action_ids or tuple(range(p.vocab_size))
-        law = config.noise
+        law, actions = config.noise, task.action_ids
         p.noise = attempt(findings, "noise", lambda: build_noise(law, actions), "Correct expert.noise.")
     p.expert = clean
 

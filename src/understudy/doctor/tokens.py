@@ -35,13 +35,18 @@ def check_token_ids(
     """Ids must fit the embeddings and the heads; rows beyond the tokenizer are padding and are never emitted."""
     highest = max(tokenizer.get_vocab().values())
     embedded = inner_model(student).get_input_embeddings().weight.shape[0]  # pyright: ignore
-    if highest >= vocab_size:
-        found = f"the tokenizer has {vocab_size} tokens and ids up to {highest}: the ids have holes"
+    if highest >= len(tokenizer):
+        found = f"the tokenizer has {len(tokenizer)} tokens and ids up to {highest}: the ids have holes"
         return problem("token ids", found, "Renumber the added tokens so that the ids are 0 .. tokens - 1.")
     if highest >= embedded:
-        found = f"the tokenizer has ids up to {highest} and the student {embedded} input embeddings"
-        return problem(
-            "token ids", found, "Resize the student's embeddings, or use the tokenizer it was made with."
+        found = (
+            f"the tokenizer has ids up to {highest} and the student {embedded} input embeddings; the first prompts and "
+            "references use none beyond them"
+        )
+        return warning(
+            "token ids",
+            found,
+            "Resize the student's embeddings if your text can hold such tokens (images, say).",
         )
     rows = {"student": output_size(student), "expert": expert_rows}
     told = [
