@@ -97,7 +97,7 @@ def test_fewer_output_rows_than_tokens(world):
     found = findings(table, student__tokenizer=str(folder / "wordy"))
     assert found["token ids"].status == "warning"
     assert "use none beyond them" in found["token ids"].found
-    with pytest.raises(ModelError, match=r"has 50 output rows and the tokenizer gives id \d+"):
+    with pytest.raises(ModelError, match=r"has 10 output rows and the tokenizer gives id \d+"):
         check_ids(
             build_task(recipe_from_table(table), load_tokenizer(str(folder / "student")), frozenset()), 50
         )
