@@ -24,14 +24,15 @@ from transformers import (
 )
 
 from understudy.build import Parts, build
-from understudy.config import Recipe, recipe_from_table
+from understudy.config import recipe_from_table
 from understudy.randomness import uniforms
 from understudy.records import Prompt, Trajectory
 from understudy.rollouts.hf import HFDecoder, evaluating
 from understudy.rollouts.sampler import Limits, Response, sample
-from understudy.run import assemble
+from understudy.schema import Recipe
 from understudy.tasks.task import Grade
 from understudy.trainer.setup import Setup
+from understudy.wiring import assemble
 
 VOCAB = 24
 LOGP_TOLERANCE = 2e-5
@@ -202,6 +203,9 @@ def make_recipe(**dotted: Any) -> Recipe:
 
 
 class SilentBar:
+    def hint(self, note: str) -> None:
+        pass
+
     def move(self, completed: int, note: str | None = None) -> None:
         return None
 

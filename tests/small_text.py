@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from understudy.config import NewModel
+from understudy.schema import NewModel
 from understudy.starter import make_starter
 
 CONTEXT = 96

@@ -7,11 +7,6 @@ import pytest
 
 from small import TABLE
 from understudy.config import (
-    AbsorbingNoise,
-    JsonlTask,
-    LoraConfig,
-    MethodConfig,
-    Recipe,
     cell_recipe,
     load_recipe,
     narrowed,
@@ -20,6 +15,7 @@ from understudy.config import (
     warm_start_recipe,
 )
 from understudy.errors import ConfigError
+from understudy.schema import AbsorbingNoise, JsonlTask, LoraConfig, MethodConfig, Recipe
 
 WARM = {"method": "sft", "max_steps": 7, "until_teacher_forced_accuracy": 0.9, "check_every_steps": 3}
 COMPARE: dict[str, Any] = {

@@ -14,17 +14,18 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from understudy.comparison import compare
-    from understudy.config import Recipe, load_recipe
+    from understudy.config import load_recipe
     from understudy.doctor import examine
     from understudy.measure import evaluate_checkpoint
     from understudy.methods import METHODS
     from understudy.reports.page import write_report
     from understudy.run import RunResult, train
+    from understudy.schema import Recipe
     from understudy.starter import make_starter
 
 _HOMES = {
     "METHODS": "understudy.methods",
-    "Recipe": "understudy.config",
+    "Recipe": "understudy.schema",
     "RunResult": "understudy.run",
     "compare": "understudy.comparison",
     "evaluate_checkpoint": "understudy.measure",

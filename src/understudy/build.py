@@ -9,7 +9,6 @@ from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from understudy.config import Gsm8kTask, JsonlTask, ModularAdditionTask, Recipe
 from understudy.errors import ConfigError, ModelError
 from understudy.experts.expert import Expert, OracleExpert
 from understudy.experts.local import load_local_expert
@@ -24,6 +23,7 @@ from understudy.models import (
     new_model,
     output_size,
 )
+from understudy.schema import Gsm8kTask, JsonlTask, ModularAdditionTask, Recipe
 from understudy.tasks import Gsm8k, ModularAddition, TextEncoder
 from understudy.tasks import JsonlTask as JsonlTaskImpl
 from understudy.tasks.task import Task

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from understudy.config import Recipe, cell_recipe, warm_start_recipe
+from understudy.config import cell_recipe, warm_start_recipe
 from understudy.errors import ConfigError, TrainingError
 from understudy.experts.expert import Expert
 from understudy.experts.noisy import Noise
@@ -24,6 +24,7 @@ from understudy.progress import bars
 from understudy.reports.folders import load_compare
 from understudy.reports.tables import compare_rows
 from understudy.run import OwnParts, finished_run, make_expert, refuse_changed
+from understudy.schema import Recipe
 from understudy.tasks.task import Task
 from understudy.worker import Worker, WorkerDiedError, job_of, run_job
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 
 from understudy.build import build, device_of
-from understudy.config import Recipe, load_recipe, parse_override, recipe_from_table
+from understudy.config import load_recipe, parse_override, recipe_from_table
 from understudy.errors import ConfigError
 from understudy.evaluation.score import Evaluation, evaluate
 from understudy.experts.expert import Expert
 from understudy.experts.noisy import Noise
-from understudy.run import evaluation_plan, limits_of
+from understudy.schema import Recipe
 from understudy.tasks.task import Split, Task
+from understudy.wiring import evaluation_plan, limits_of
 
 
 def evaluate_checkpoint(

@@ -23,9 +23,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from understudy.config import LoraConfig, NewModel
 from understudy.errors import DataError, ModelError
 from understudy.objectives.laws import Head
+from understudy.schema import LoraConfig, NewModel
 
 _HEAD_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference, relative to the largest logit, that the check of `head_of` takes for rounding."""

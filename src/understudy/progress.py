@@ -55,6 +55,10 @@ class Bar:
     def __init__(self, progress: Progress, task: object, console: Console, what: str) -> None:
         self.progress, self.task, self.console, self.what = progress, task, console, what
 
+    def hint(self, note: str) -> None:
+        """What is going on between two moves; only a terminal shows it."""
+        self.progress.update(self.task, note=note)  # pyright: ignore[reportArgumentType]
+
     def move(self, completed: int, note: str | None = None) -> None:
         fields = {} if note is None else {"note": note}
         self.progress.update(self.task, completed=completed, **fields)  # pyright: ignore[reportArgumentType]

@@ -8,8 +8,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from understudy.config import Recipe, cell_recipe, warm_start_recipe
+from understudy.config import cell_recipe, warm_start_recipe
 from understudy.methods import method_named
+from understudy.schema import Recipe
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 

@@ -3,50 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
 from rich.console import Console
 
-import understudy
-from understudy.build import Parts, build
-from understudy.config import Recipe, expert_recipe, warm_start_recipe
+from understudy.build import build
+from understudy.config import expert_recipe, warm_start_recipe
 from understudy.errors import ConfigError, TrainingError
-from understudy.evaluation.score import Evaluation, Plan, evaluate
+from understudy.evaluation.score import Evaluation
 from understudy.experts.expert import Expert
 from understudy.experts.noisy import Noise
 from understudy.files import remove, remove_unfinished, write_json
-from understudy.methods import LossSettings, method_named
-from understudy.progress import Bar, one_bar
-from understudy.rollouts.collect import Sources
-from understudy.rollouts.hf import HFDecoder
-from understudy.rollouts.offline import OfflineData, offline_folder
-from understudy.rollouts.sampler import Limits
-from understudy.settings import flatten, to_table
-from understudy.tasks.task import Split, Task
+from understudy.progress import one_bar
+from understudy.schema import Recipe
+from understudy.settings import flatten
+from understudy.tasks.task import Task
 from understudy.trainer.checkpoint import Progress, checkpoints, load_checkpoint, save_model
-from understudy.trainer.journal import Journal
 from understudy.trainer.loop import run_rounds
-from understudy.trainer.loss import StudentLoss
 from understudy.trainer.setup import Setup
-
-SHOWN = (
-    "accuracy_greedy",
-    "accuracy_sampled",
-    "teacher_forced_accuracy",
-    "validation_loss_nats",
-    "expert_kl_nats",
-)
+from understudy.versions import versions
+from understudy.wiring import assemble
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,155 +300,6 @@ def _inherited_progress(warm: Path | None) -> Progress:
     return Progress(steps_before=steps, **{k: v for k, v in spent.items() if k in known and k in kept})
 
 
-def assemble(
-    recipe: Recipe,
-    parts: Parts,
-    accelerator: Accelerator,
-    folder: Path,
-    bar: Bar,
-    *,
-    data_root: Path,
-    stage: str,
-) -> Setup:
-    """Wire parts, method and accelerator together for the loop."""
-    method = method_named(recipe.method.name)
-    options = method.resolve_options(
-        {k: v for k, v in to_table(recipe.method).items() if k not in ("name", "estimator")}
-    )
-    objective = method.objective(recipe.method.estimator)
-    channel = (
-        parts.noise.channel(parts.vocab_size) if method.uses_channel and parts.noise is not None else None
-    )
-    if method.uses_channel and channel is None:
-        raise ConfigError(
-            f"{method.name} needs a noise law that is a known channel; this one is none. Use {method.plain}."
-        )
-    limits = limits_of(recipe, parts)
-    trainable = [p for p in parts.student.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trainable,
-        lr=recipe.optimizer.learning_rate,
-        betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
-        weight_decay=recipe.optimizer.weight_decay,
-        fused=True,
-    )
-    student, optimizer = accelerator.prepare(StudentLoss(parts.student, parts.vocab_size), optimizer)
-    model = accelerator.unwrap_model(student).model
-    plan = evaluation_plan(recipe, parts, limits)
-    journal = Journal(folder, is_writing=accelerator.is_main_process)
-
-    def report(progress: Progress, evaluation: Evaluation | None) -> None:
-        bar.move(progress.step, None if evaluation is None else headline(evaluation))
-
-    return Setup(
-        recipe=recipe,
-        method=method,
-        objective=objective,
-        options=options,
-        row_loss=objective.build(LossSettings(beta=options.get("beta"), channel=channel)),
-        sources=Sources(
-            task=parts.task,
-            limits=limits,
-            seed=recipe.seed,
-            samples_per_prompt=recipe.train.samples_per_prompt,
-            batch_size=recipe.train.rollout_batch_size,
-            student=lambda: HFDecoder(model, vocab_size=parts.vocab_size),
-            expert=None if parts.expert is None else parts.expert.decoder,
-            offline=_offline(recipe, parts, limits, data_root),
-        ),
-        expert=parts.expert,
-        accelerator=accelerator,
-        student=student,
-        model=model,
-        optimizer=optimizer,
-        tokenizer=parts.tokenizer,
-        folder=folder,
-        journal=journal,
-        stage=stage,
-        evaluate=_evaluator(model, plan, accelerator),
-        report=report,
-    )
-
-
-def limits_of(recipe: Recipe, parts: Parts) -> Limits:
-    """When a response ends: the task's and the checkpoint's end ids, stop strings, and a length."""
-    return Limits(
-        max_new_tokens=recipe.train.max_new_tokens or parts.task.max_new_tokens,
-        eos_ids=parts.eos_ids,
-        stop_strings=parts.task.stop_strings,
-        decode=parts.task.decode,
-    )
-
-
-def evaluation_plan(recipe: Recipe, parts: Parts, limits: Limits, split: Split = "validation") -> Plan:
-    """What a run of this recipe measures, on its validation prompts unless another split is asked for.
-
-    Raises:
-        ConfigError: there are none.
-    """
-    prompts = parts.task.prompts(split, 0, recipe.evaluate.prompts)
-    if not prompts:
-        raise ConfigError(
-            f"the task has no {split} prompts. Give task.validation (a file) or task.validation_rows (held out of train)."
-        )
-    return Plan(
-        task=parts.task,
-        prompts=prompts,
-        limits=limits,
-        vocab_size=parts.vocab_size,
-        expert=parts.expert,
-        sampled=recipe.evaluate.sampled,
-        expert_kl=recipe.evaluate.expert_kl,
-        samples_per_prompt=recipe.evaluate.samples_per_prompt,
-        batch_size=recipe.evaluate.batch_size,
-        seed=recipe.seed,
-    )
-
-
-def _evaluator(model: torch.nn.Module, plan: Plan, accelerator: Accelerator) -> Callable[[], Evaluation]:
-    return lambda: evaluate(
-        model,
-        plan,
-        process=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        gather=gather_object,
-    )
-
-
-def _offline(recipe: Recipe, parts: Parts, limits: Limits, root: Path) -> Any:
-    if recipe.data.offline == "reference":
-        return "reference"
-    if parts.expert is None:
-        return None
-    identity = {
-        "task": parts.task.identity,
-        "expert": parts.expert.identity,
-        "seed": recipe.seed,
-        "max_new_tokens": limits.max_new_tokens,
-        "eos_ids": sorted(limits.eos_ids),
-        "stop_strings": list(limits.stop_strings),
-        "samples_per_prompt": recipe.train.samples_per_prompt,
-    }
-    return OfflineData(
-        folder=offline_folder(root, identity),
-        task=parts.task,
-        identity=identity,
-        seed=recipe.seed,
-        limits=limits,
-        samples_per_prompt=recipe.train.samples_per_prompt,
-        batch_size=recipe.train.rollout_batch_size,
-        decoder=parts.expert.decoder,
-    )
-
-
-def headline(evaluation: Evaluation) -> str:
-    """The evaluation in one line, as it stands behind a progress bar."""
-    short = {"accuracy_greedy": "greedy", "accuracy_sampled": "T=1", "teacher_forced_accuracy": "forced"}
-    short |= {"validation_loss_nats": "val nats", "expert_kl_nats": "KL nats"}
-    found = ((short[n], evaluation.metrics[n].value) for n in SHOWN if n in evaluation.metrics)
-    return "  ".join(f"{name} {value:.3f}" for name, value in found)
-
-
 def _finish(folder: Path, setup: Setup, progress: Progress, reason: str, evaluation: Evaluation) -> None:
     metrics = evaluation.to_json()["metrics"]
     setup.journal.write(
@@ -484,38 +316,6 @@ def _finish(folder: Path, setup: Setup, progress: Progress, reason: str, evaluat
         folder / "result.json",
         {"reason": reason, "metrics": metrics, "budget": budget, "progress": vars(progress)},
     )
-
-
-def versions() -> dict[str, Any]:
-    """What a number depends on beside the recipe: packages, Python, processor, and the commit and its changes."""
-    packages = ("torch", "transformers", "accelerate", "numpy", "safetensors")
-    found: dict[str, Any] = {name: metadata.version(name) for name in packages}
-    found |= {
-        "understudy": understudy.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cpu_threads": torch.get_num_threads(),
-        "cpu_count": os.cpu_count(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
-    return found | _source_state()
-
-
-def _source_state() -> dict[str, str]:
-    """Commit and diff of the source tree, where the package runs from a git checkout."""
-    root = Path(understudy.__file__).resolve().parent
-    try:
-        git = ["git", "-C", str(root)]
-        commit = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
-        )
-        diff = subprocess.run(
-            [*git, "diff", "HEAD", "--", "."], capture_output=True, text=True, timeout=5, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"commit": commit.stdout.strip(), "diff": diff.stdout}
 
 
 def _flat_config(recipe: Recipe) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from understudy.config import NewModel
 from understudy.errors import ConfigError, DataError, TrainingError
 from understudy.files import atomic_path
 from understudy.models import new_model
+from understudy.schema import NewModel
 from understudy.tasks.sources import missing, read_jsonl, text_field, valid_text
 from understudy.trainer.checkpoint import save_model
 

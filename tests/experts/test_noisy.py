@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from small import LOGP_TOLERANCE, as_trajectories, make_model, make_prompts
-from understudy.config import AbsorbingNoise, AdditiveNoise, CorruptedArgmaxNoise, TemperatureNoise
 from understudy.errors import ConfigError
 from understudy.experts.expert import Expert, OracleExpert
 from understudy.experts.local import LocalExpert
@@ -28,6 +27,7 @@ from understudy.experts.noisy import (
 from understudy.randomness import uniforms
 from understudy.records import Prompt
 from understudy.rollouts.sampler import Limits, Response, sample
+from understudy.schema import AbsorbingNoise, AdditiveNoise, CorruptedArgmaxNoise, TemperatureNoise
 from understudy.tasks.modular_addition import ModularAddition
 from understudy.trainer.collate import collate
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from understudy.config import OptimizerConfig, StopConfig
 from understudy.errors import TrainingError
+from understudy.schema import OptimizerConfig, StopConfig
 from understudy.trainer.checkpoint import Progress
 from understudy.trainer.schedule import learning_rate_at
 from understudy.trainer.stopping import improves, stop_reason

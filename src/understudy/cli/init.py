@@ -65,7 +65,7 @@ def init(
       understudy init models/tiny --text data/train.jsonl --vocab-size 2048
       understudy init models/tokenizer --text notes.txt --tokenizer-only
     """
-    from understudy.config import NewModel
+    from understudy.schema import NewModel
     from understudy.starter import make_starter
 
     model = NewModel(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from understudy.config import Recipe
+    from understudy.schema import Recipe
 
 RecipePath = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A folder that holds recipe.toml, or a TOML file.")

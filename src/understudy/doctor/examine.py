@@ -17,7 +17,7 @@ from understudy.build import (
     check_ids,
     device_of,
 )
-from understudy.config import ModularAdditionTask, Recipe, expert_recipe
+from understudy.config import expert_recipe
 from understudy.doctor.finding import Finding, attempt, fine, warning
 from understudy.doctor.numbers import check_noise, check_repeatability
 from understudy.doctor.tokens import (
@@ -35,6 +35,7 @@ from understudy.methods import method_named
 from understudy.models import generation_eos_ids, load_tokenizer, output_size
 from understudy.rollouts.hf import evaluating
 from understudy.rollouts.sampler import Limits
+from understudy.schema import ModularAdditionTask, Recipe
 from understudy.tasks.task import Task
 
 _CHECKED_TOKENS = 32

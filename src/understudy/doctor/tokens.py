@@ -9,11 +9,11 @@ from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from understudy.build import build_task, check_same_vocabulary
-from understudy.config import Recipe
 from understudy.doctor.finding import Finding, fine, from_error, problem, warning
 from understudy.doctor.work import some_prompts
 from understudy.errors import ModelError, UnderstudyError
 from understudy.models import inner_model, output_size, quiet_transformers
+from understudy.schema import Recipe
 from understudy.tasks.task import Task
 
 _SAME_PROMPTS = 64

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from understudy.config import Recipe
 from understudy.doctor.finding import Finding, fine, problem, warning
 from understudy.models import context_length
 from understudy.records import Prompt
+from understudy.schema import Recipe
 from understudy.tasks.task import Split, Task
 from understudy.tasks.text_task import TextTask
 

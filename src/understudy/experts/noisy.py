@@ -17,19 +17,19 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from understudy.config import (
-    AbsorbingNoise,
-    AdditiveNoise,
-    CorruptedArgmaxNoise,
-    NoiseConfig,
-    TemperatureNoise,
-)
 from understudy.errors import ConfigError
 from understudy.experts.expert import Expert
 from understudy.objectives.channel import NoiseChannel
 from understudy.objectives.laws import Law
 from understudy.records import Prompt, TrainBatch
 from understudy.rollouts.sampler import Decoder
+from understudy.schema import (
+    AbsorbingNoise,
+    AdditiveNoise,
+    CorruptedArgmaxNoise,
+    NoiseConfig,
+    TemperatureNoise,
+)
 
 _TILE_ROWS = 4096
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from understudy.config import Recipe
 from understudy.evaluation.score import Evaluation
 from understudy.randomness import generator
 from understudy.records import Trajectory
 from understudy.rollouts.collect import Round, collect
 from understudy.rollouts.hf import evaluating
 from understudy.rollouts.offline import OfflineData
+from understudy.schema import Recipe
 from understudy.trainer.checkpoint import Progress, save_checkpoint, save_model
 from understudy.trainer.setup import Clock, Setup
 from understudy.trainer.step import StepResult, optimizer_step

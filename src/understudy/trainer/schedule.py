@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from understudy.config import OptimizerConfig
+from understudy.schema import OptimizerConfig
 
 
 def learning_rate_at(step: int, total_steps: int, config: OptimizerConfig) -> float:

@@ -14,12 +14,12 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from understudy.config import Recipe
 from understudy.evaluation.score import Evaluation
 from understudy.experts.expert import Expert
 from understudy.methods import Method, Objective
 from understudy.objectives.rows import RowLoss
 from understudy.rollouts.collect import Sources
+from understudy.schema import Recipe
 from understudy.trainer.checkpoint import Progress
 from understudy.trainer.journal import Journal
 

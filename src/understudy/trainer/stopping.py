@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from understudy.config import StopConfig
 from understudy.errors import TrainingError
 from understudy.evaluation.score import Evaluation
 from understudy.evaluation.statistics import Estimate
+from understudy.schema import StopConfig
 from understudy.trainer.checkpoint import Progress
 
 
