@@ -27,7 +27,9 @@ SMALLER = {
 
 
 def blocks(language):
-    found = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    found = re.findall(
+        rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE
+    )
     assert found
     return found
 
@@ -48,8 +50,8 @@ def test_python_blocks_run(code, tmp_path, monkeypatch, capsys):
 def _commands():
     for text in TEXTS:
         joined = text.read_text().replace("\\\n", " ")
-        for block in re.findall(r"```\n(.*?)```", joined, flags=re.DOTALL):
-            for line in block.splitlines():
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```", joined, flags=re.DOTALL | re.MULTILINE):
+            for line in block.splitlines() if language == "" else []:
                 words = shlex.split(line.split(" #")[0].strip()) if line.strip() else []
                 if words[:1] == ["understudy"]:
                     yield pytest.param(words[1:], id=f"{text.parent.name}: {' '.join(words[1:4])}")

@@ -99,7 +99,7 @@ def test_fewer_output_rows_than_tokens(world):
     assert "use none beyond them" in found["token ids"].found
     with pytest.raises(ModelError, match=r"has 10 output rows and the tokenizer gives id \d+"):
         check_ids(
-            build_task(recipe_from_table(table), load_tokenizer(str(folder / "student")), frozenset()), 50
+            build_task(recipe_from_table(table), load_tokenizer(str(folder / "student")), frozenset()), 10
         )
 
 
