@@ -6,6 +6,7 @@ Combinations that cannot run are refused here, before any model is loaded. The s
 from __future__ import annotations
 
 import copy
+import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -56,8 +57,12 @@ def _read_toml(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        place = file.parent if file.name == "recipe.toml" or file.suffix else file
+        names = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
+        close = difflib.get_close_matches(place.name, names, n=1)
+        hint = f"Did you mean {place.parent / close[0]}? " if close and close[0] != place.name else ""
         raise ConfigError(
-            f"no recipe at {file}. Give a folder that holds recipe.toml, or a .toml file."
+            f"no recipe at {file}. {hint}Give a folder that holds recipe.toml, or a .toml file."
         ) from None
     except OSError as error:
         raise ConfigError(f"cannot read the recipe {file}: {error.strerror}.") from None

@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 
@@ -29,12 +30,16 @@ def bars(console: Console) -> Progress:
     """The bars of every command: on a terminal they move, in a pipe they are silent (see `Ticker` for lines there)."""
     return Progress(
         TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
-        _Rate(),
+        _Rate(table_column=Column(no_wrap=True)),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", style="cyan"),
+        TextColumn(
+            "{task.fields[note]}",
+            style="cyan",
+            table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+        ),
         console=console,
         disable=not console.is_terminal,
         transient=False,
