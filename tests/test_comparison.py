@@ -11,6 +11,7 @@ from understudy.comparison import compare
 from understudy.config import load_recipe, recipe_from_table
 from understudy.errors import ConfigError
 from understudy.reports.folders import load_compare
+from understudy.run import train
 
 TINY = {
     "name": "tiny",
@@ -130,3 +131,13 @@ def _toml(table, prefix=""):
             lines.append(f"{key} = {json.dumps(value)}")
     head = [f"[{prefix[:-1]}]"] if prefix else []
     return "\n".join([*head, *lines, *(_toml(t, f"{name}.") for name, t in tables)]) + "\n"
+
+
+def test_a_single_run_and_a_comparison_are_not_mixed(finished, tmp_path):
+    """Their recipes may be the same to the letter; their folders are not."""
+    folder, _ = finished
+    with pytest.raises(ConfigError, match="holds a comparison"):
+        train(recipe_from_table(TINY), folder, resume=True)
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ConfigError, match="holds a single run"):
+        compare(recipe_from_table(TINY), tmp_path, resume=True)

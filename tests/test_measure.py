@@ -73,3 +73,12 @@ def test_several_samples_that_are_all_wrong_do_not_claim_certainty(run_folder):
     # 16 prompts, none right: Wilson's upper end is z^2 / (n + z^2) = 0.1936. By chance right: 32 * 3^-12 = 6e-5.
     assert (found.value, found.low) == (0.0, pytest.approx(0.0, abs=1e-12))
     assert found.high == pytest.approx(0.19361, abs=1e-4)
+
+
+def test_a_run_with_own_objects_is_not_measured_against_others(tmp_path):
+    """Its recipe says nothing of them: the numbers would be those of another expert."""
+    (tmp_path / "final").mkdir()
+    (tmp_path / "recipe.json").write_text("{}")
+    (tmp_path / "own.json").write_text('{"noise": "Slip(rate=0.3)"}')
+    with pytest.raises(ConfigError, match=r"own objects \(noise\).*noise=\.\.\."):
+        checkpoint_and_recipe(tmp_path, None)

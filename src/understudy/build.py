@@ -24,7 +24,7 @@ from understudy.models import (
     output_size,
 )
 from understudy.schema import Gsm8kTask, JsonlTask, ModularAdditionTask, Recipe
-from understudy.tasks import Gsm8k, ModularAddition, TextEncoder
+from understudy.tasks import SPLITS, Gsm8k, ModularAddition, TextEncoder
 from understudy.tasks import JsonlTask as JsonlTaskImpl
 from understudy.tasks.task import Task
 
@@ -191,7 +191,7 @@ def check_ids(task: Task, vocab_size: int) -> None:
     Raises:
         ModelError: an id of the first prompts, of their references or of the end tokens is beyond the model's rows.
     """
-    rows = task.prompts("train", 0, 256)
+    rows = [p for split in SPLITS if task.size(split) != 0 for p in task.prompts(split, 0, 256)]
     used = {i for p in rows for i in (*p.token_ids, *(p.reference_ids or ()))} | task.eos_ids
     highest = max(used, default=0)
     if highest >= vocab_size:
@@ -219,7 +219,7 @@ def build_expert(
         oracle = task.oracle()
         if oracle is None:
             raise ConfigError(f"expert.kind = 'oracle' needs a task with an exact law; {task.name} has none.")
-        return OracleExpert(oracle, identity=f"oracle:{task!r}")
+        return OracleExpert(oracle, identity=f"oracle:{task.identity}")
     assert config.checkpoint is not None
     if tokenizer is not None:
         check_same_vocabulary(tokenizer, load_tokenizer(config.checkpoint), config.checkpoint)

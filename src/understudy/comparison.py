@@ -19,11 +19,11 @@ from understudy.config import cell_recipe, warm_start_recipe
 from understudy.errors import ConfigError, TrainingError
 from understudy.experts.expert import Expert
 from understudy.experts.noisy import Noise
-from understudy.files import remove, write_json
+from understudy.files import remove_aside, write_json
 from understudy.progress import bars
 from understudy.reports.folders import load_compare
 from understudy.reports.tables import compare_rows
-from understudy.run import OwnParts, finished_run, make_expert, refuse_changed
+from understudy.run import OwnParts, finished_run, make_expert, read_json, refuse_changed
 from understudy.schema import Recipe
 from understudy.tasks.task import Task
 from understudy.worker import Worker, WorkerDiedError, job_of, run_job
@@ -78,12 +78,13 @@ def compare(
         raise ConfigError(f"recipe {recipe.name} has no [compare] table, which lists the methods and seeds.")
     folder = Path(out)
     console = console or Console(stderr=True)
-    _prepare(folder, recipe, resume=resume, overwrite=overwrite)
-    make_expert(recipe, console)
+    given = OwnParts(task=task, expert=expert, noise=noise)
+    _prepare(folder, recipe, given, resume=resume, overwrite=overwrite)
+    if expert is None:
+        make_expert(recipe, console)
     jobs = _jobs(recipe, folder)
     board = _Board(folder, recipe, jobs)
     count = workers or recipe.compare.workers
-    given = OwnParts(task=task, expert=expert, noise=noise)
     own = given if any(part is not None for part in vars(given).values()) else None
     try:
         _run_jobs(jobs, board, own, 1 if own else count, console)
@@ -94,24 +95,28 @@ def compare(
     return compare_rows(load_compare(folder))
 
 
-def _prepare(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+def _prepare(folder: Path, recipe: Recipe, own: OwnParts, *, resume: bool, overwrite: bool) -> None:
     described = folder / "recipe.json"
+    if (folder / "metrics.jsonl").exists() or (folder / "result.json").exists():
+        raise ConfigError(f"{folder} holds a single run, not a comparison. Use another --out.")
     if overwrite and folder.exists():
         if not described.exists() and any(folder.iterdir()):
             raise ConfigError(
                 f"{folder} does not hold a comparison (it has no recipe.json); not deleting it. Choose another --out."
             )
-        remove(folder)
+        remove_aside(folder)
     if described.exists() and not resume:
         raise ConfigError(
             f"{folder} already holds a comparison. Use --resume to go on, --overwrite to start anew, or another --out."
         )
     if described.exists():
-        refuse_changed(json.loads(described.read_text()), recipe.to_table(), folder)
+        before = read_json(described) | {"own": read_json(folder / "own.json")}
+        refuse_changed(before, recipe.to_table() | {"own": own.described()}, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot create the folder {folder}: {error}.") from None
+    write_json(folder / "own.json", own.described())
     write_json(described, recipe.to_table())
 
 
@@ -227,8 +232,8 @@ def _work(
                 error = worker.run(order)
         except WorkerDiedError as death:
             worker, error = None, str(death)
-        except OSError as failure:  # no process could be started; whoever waits for this job must hear of it
-            worker, error = None, f"no worker process could be started: {failure}"
+        except Exception as failure:  # noqa: BLE001 - whoever waits for this job must hear of it, whatever it was
+            worker, error = None, f"its worker could not do it: {failure!r}"
         if not stop.is_set():
             _end(job, board, "done" if error is None else "failed", error)
     if worker is not None:

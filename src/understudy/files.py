@@ -45,6 +45,13 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_aside(folder: Path) -> None:
+    """Delete a folder so that a kill in the middle leaves it whole or gone, never half."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.deleted")
+    os.replace(folder, aside)
+    remove(aside)
+
+
 def remove_unfinished(folder: Path) -> None:
     """Clear up after a killed writer anywhere below a folder that nobody writes to now: what it had moved aside comes
     back if nothing took its place, the rest is deleted."""

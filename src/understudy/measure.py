@@ -15,6 +15,7 @@ from understudy.errors import ConfigError
 from understudy.evaluation.score import Evaluation, evaluate
 from understudy.experts.expert import Expert
 from understudy.experts.noisy import Noise
+from understudy.run import read_json
 from understudy.schema import Recipe
 from understudy.tasks.task import Split, Task
 from understudy.wiring import evaluation_plan, limits_of
@@ -44,7 +45,10 @@ def evaluate_checkpoint(
     parts = build(
         recipe, device=device_of(recipe), checkpoint=str(checkpoint), task=task, expert=expert, noise=noise
     )
-    return evaluate(parts.student, evaluation_plan(recipe, parts, limits_of(recipe, parts), split))
+    plan = evaluation_plan(recipe, parts, limits_of(recipe, parts), split)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.train.mixed_precision)
+    with torch.autocast(device_of(recipe).type, dtype=dtype, enabled=dtype is not None):
+        return evaluate(parts.student, plan)
 
 
 def checkpoint_and_recipe(
@@ -66,6 +70,14 @@ def checkpoint_and_recipe(
         raise ConfigError(
             f"{place} has no final checkpoint: the run is not finished. Go on with it (train --resume), or give one of "
             f"its checkpoints below {place / 'checkpoints'}."
+        )
+    own = read_json(place / "own.json") if is_run else {}
+    if own and recipe is None:
+        raise ConfigError(
+            f"{place} was trained with own objects ({', '.join(own)}), which its recipe cannot name. Evaluate it in Python: "
+            "understudy.evaluate_checkpoint(checkpoint, recipe, "
+            + ", ".join(f"{name}=..." for name in own)
+            + ")."
         )
     checkpoint = place / "final" if is_run else place
     if recipe is not None:

@@ -27,7 +27,7 @@ class _Rate(ProgressColumn):
 
 
 def bars(console: Console) -> Progress:
-    """The bars of every command: on a terminal they move, in a pipe they are silent (see `Ticker` for lines there)."""
+    """The bars of every command: on a terminal they move, in a pipe they are silent (a `Bar` prints lines there)."""
     return Progress(
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=16),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,11 +15,11 @@ from rich.console import Console
 
 from understudy.build import build
 from understudy.config import expert_recipe, warm_start_recipe
-from understudy.errors import ConfigError, TrainingError
+from understudy.errors import ConfigError, TrainingError, UnderstudyError
 from understudy.evaluation.score import Evaluation
 from understudy.experts.expert import Expert
 from understudy.experts.noisy import Noise
-from understudy.files import remove, remove_unfinished, write_json
+from understudy.files import remove_aside, remove_unfinished, write_json
 from understudy.progress import one_bar
 from understudy.schema import Recipe
 from understudy.settings import flatten
@@ -123,10 +124,34 @@ def _run(
         _prepare_folder(folder, recipe, own, resume=resume, overwrite=overwrite)
         remove_unfinished(folder)
     processes.wait_for_everyone()
+    try:
+        return _run_prepared(recipe, folder, own, resume=resume, warm=warm, console=console, stage=stage)
+    except UnderstudyError:
+        # A run that was refused before its first record (bad data, say) is no run: trying again needs no flag.
+        if processes.is_main_process and not any(folder.rglob("metrics.jsonl")):
+            for name in ("recipe.json", "own.json", "versions.json"):
+                (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it holds something else
+                folder.rmdir()
+        raise
+
+
+def _run_prepared(
+    recipe: Recipe,
+    folder: Path,
+    own: OwnParts,
+    *,
+    resume: bool,
+    warm: Path | None,
+    console: Console,
+    stage: str,
+) -> RunResult:
     if resume and (finished := finished_run(folder)) is not None:
         return finished
-    make_expert(recipe, console)
+    if own.expert is None:
+        make_expert(recipe, console)
     warm = warm or _own_warm_start(recipe, folder, own, console, resume=resume)
+    torch.set_num_threads(recipe.train.threads)  # the runs just made may have had their own
     accelerator = _accelerator(recipe, folder)
     checkpoint = None if warm is None else str(warm / "final")
     parts = build(
@@ -154,7 +179,9 @@ def _run(
         _finish(folder, setup, progress, reason, evaluation)
     accelerator.wait_for_everyone()
     if recipe.trackers:
-        accelerator.end_training()
+        # Not accelerator.end_training(): that would also end the process group, which a run around this one still needs.
+        for tracker in accelerator.trackers:
+            tracker.finish()
     result = finished_run(folder)
     assert result is not None
     return result
@@ -178,6 +205,10 @@ def _accelerator(recipe: Recipe, folder: Path) -> Accelerator:
         raise ConfigError(
             f"trackers, train.mixed_precision or train.device cannot be used here: {error}"
         ) from None
+    if recipe.train.device == "cpu" and accelerator.device.type != "cpu":
+        raise ConfigError(
+            "train.device = 'cpu', but this process already trains on another device. Start a new process."
+        )
     missing = set(recipe.trackers) - {getattr(t, "value", t) for t in accelerator.log_with}
     if missing:
         raise ConfigError(
@@ -224,31 +255,37 @@ def _own_warm_start(
 
 def _prepare_folder(folder: Path, recipe: Recipe, own: OwnParts, *, resume: bool, overwrite: bool) -> None:
     described = folder / "recipe.json"
+    if (folder / "compare.json").exists():
+        raise ConfigError(f"{folder} holds a comparison, not a single run. Use another --out.")
     if overwrite and folder.exists():
         if not described.exists() and any(folder.iterdir()):
             raise ConfigError(
                 f"{folder} is not a run folder (it has no recipe.json); not deleting it. Choose another --out."
             )
-        remove(folder)
-    # A run that was refused before its first record (bad data, say) is no run: trying again needs no flag.
-    is_begun = described.exists() and any(folder.rglob("metrics.jsonl"))
-    if is_begun and not resume:
+        remove_aside(folder)
+    if described.exists() and not resume:
         raise ConfigError(
             f"{folder} already holds a run. Use --resume to go on, --overwrite to start anew, or another --out."
         )
-    if is_begun:
-        before = _read_json(described) | {"own": _read_json(folder / "own.json")}
+    if described.exists():
+        before = read_json(described) | {"own": read_json(folder / "own.json")}
         refuse_changed(before, recipe.to_table() | {"own": own.described()}, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot create the run folder {folder}: {error}.") from None
     write_json(folder / "own.json", own.described())
-    write_json(folder / "versions.json", versions())
+    if not (folder / "result.json").exists():
+        write_json(folder / "versions.json", versions())
     write_json(described, recipe.to_table())
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a run folder; empty if the file is not there.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
     try:
         return json.loads(file.read_text()) if file.exists() else {}
     except json.JSONDecodeError as error:
@@ -293,6 +330,7 @@ def _inherited_progress(warm: Path | None) -> Progress:
         "expert_queries",
         "response_tokens",
         "cpu_seconds",
+        "paid_block",
         "wall_seconds",
         "seconds",
     )

@@ -144,14 +144,19 @@ def evaluation_plan(recipe: Recipe, parts: Parts, limits: Limits, split: Split =
 def _evaluator(
     model: torch.nn.Module, plan: Plan, accelerator: Accelerator, bar: Bar
 ) -> Callable[[], Evaluation]:
-    return lambda: evaluate(
-        model,
-        plan,
-        process=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        gather=gather_object,
-        advance=lambda done: bar.hint(f"evaluating: {done} done"),
-    )
+    def measure() -> Evaluation:
+        # In the precision that the student is trained and rolled out in.
+        with accelerator.autocast():
+            return evaluate(
+                model,
+                plan,
+                process=accelerator.process_index,
+                num_processes=accelerator.num_processes,
+                gather=gather_object,
+                advance=lambda done: bar.hint(f"evaluating: {done} done"),
+            )
+
+    return measure
 
 
 def _offline(recipe: Recipe, parts: Parts, limits: Limits, root: Path) -> Any:

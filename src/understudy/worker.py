@@ -50,11 +50,13 @@ class Worker:
             answer = self.process.stdout.readline()
         except OSError:
             answer = ""
-        if not answer:
+        try:
+            return json.loads(answer)["error"]
+        except ValueError:  # nothing, or half a line
+            self.process.kill()
             raise WorkerDiedError(
                 f"its process died with exit status {self.process.wait()} (out of memory, or killed)"
-            )
-        return json.loads(answer)["error"]
+            ) from None
 
     def close(self) -> None:
         """End the process, in the middle of a job if need be: its checkpoints are written atomically."""
@@ -97,7 +99,9 @@ def main() -> None:
     # Ctrl-C reaches every process of a terminal; the parent alone answers it, and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    answers = sys.stdout
+    # Standard output is for answers alone: whatever else writes there, a library in C too, goes to standard error.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     sys.stdout = sys.stderr
     for line in sys.stdin:
         answers.write(json.dumps({"error": run_job(json.loads(line))}) + "\n")

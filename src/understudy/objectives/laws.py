@@ -90,4 +90,6 @@ class HeadLaw:
 
     @torch.no_grad()
     def logp(self, start: int, stop: int) -> Tensor:
-        return wide_log_softmax(self.head.logits(self.hidden_ND[start:stop]))
+        # In the expert's own precision, whatever is switched on around the student.
+        with torch.autocast(self.hidden_ND.device.type, enabled=False):
+            return wide_log_softmax(self.head.logits(self.hidden_ND[start:stop]))

@@ -44,16 +44,16 @@ class OfflineData:
     """Trajectories that are written side by side; None: a whole block. It does not change them."""
     decoder: Callable[[], Decoder]
     _blocks: dict[int, list[Response]] = field(default_factory=dict, repr=False)
-    _unpaid: list[float] = field(default_factory=list, repr=False)
+    _costs: dict[int, float] = field(default_factory=dict, repr=False)
 
-    def take_unpaid_seconds(self) -> float:
-        """Processor seconds that others spent on the blocks read since the last call.
+    def take_costs(self) -> dict[int, float]:
+        """Block number -> processor seconds that others spent on it, for the blocks read since the last call (0: own).
 
-        Whoever comes first writes a block and everybody reads it; a fair budget charges every reader for it.
+        Whoever comes first writes a block and everybody reads it; a fair budget charges every reader for it, once.
         """
-        total = sum(self._unpaid)
-        self._unpaid.clear()
-        return total
+        costs = dict(self._costs)
+        self._costs.clear()
+        return costs
 
     def responses(self, start: int, count: int) -> list[Response]:
         """The responses to prompts start .. start + count - 1, all samples of a prompt in a row."""
@@ -73,8 +73,7 @@ class OfflineData:
             if is_mine:
                 self._write(number, file)
             self._blocks[number], cpu_seconds = _read(file)
-            if not is_mine:
-                self._unpaid.append(cpu_seconds)
+            self._costs[number] = 0.0 if is_mine else cpu_seconds
         return self._blocks[number]
 
     def _write(self, number: int, file: Path) -> None:

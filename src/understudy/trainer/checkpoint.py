@@ -42,6 +42,8 @@ class Progress:
     expert_queries: int = 0
     response_tokens: int = 0
     cpu_seconds: float = 0.0
+    paid_block: int = -1
+    """Last block of offline data whose making is in `cpu_seconds`."""
     wall_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall seconds by phase of a step."""

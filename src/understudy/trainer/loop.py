@@ -38,7 +38,10 @@ def run_rounds(s: Setup, progress: Progress, pool: list[Trajectory]) -> tuple[st
         with clock.phase("collect"), evaluating(s.model), s.accelerator.autocast():
             fresh = collect(s.sources, s.method.prefixes, s.options, _this_round(s, progress))
         if isinstance(s.sources.offline, OfflineData):
-            progress.cpu_seconds += s.sources.offline.take_unpaid_seconds()
+            for number, seconds in s.sources.offline.take_costs().items():
+                if number > progress.paid_block:
+                    progress.cpu_seconds += seconds
+                    progress.paid_block = number
         # Counted when collected, not when trained: a run that stops inside a round has used these prompts, too.
         progress.round += 1
         progress.prompts += _prompts_per_round(s.recipe)
@@ -116,7 +119,7 @@ def _replayed(s: Setup, progress: Progress, pool: Sequence[Trajectory]) -> list[
 
 
 def _evaluate(s: Setup, progress: Progress, clock: Clock) -> Evaluation:
-    with clock.phase("evaluate"), s.accelerator.autocast():
+    with clock.phase("evaluate"):
         evaluation = s.evaluate()
     measured = {name: found.value for name, found in evaluation.metrics.items()}
     s.accelerator.log(measured, step=progress.total_steps)
