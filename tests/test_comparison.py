@@ -136,8 +136,8 @@ def _toml(table, prefix=""):
 def test_a_single_run_and_a_comparison_are_not_mixed(finished, tmp_path):
     """Their recipes may be the same to the letter; their folders are not."""
     folder, _ = finished
-    with pytest.raises(ConfigError, match="holds a comparison"):
+    with pytest.raises(ConfigError, match="holds a comparison, not a run"):
         train(recipe_from_table(TINY), folder, resume=True)
     (tmp_path / "metrics.jsonl").touch()
-    with pytest.raises(ConfigError, match="holds a single run"):
+    with pytest.raises(ConfigError, match="holds a run, not a comparison"):
         compare(recipe_from_table(TINY), tmp_path, resume=True)

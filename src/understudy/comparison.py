@@ -19,11 +19,11 @@ from understudy.config import cell_recipe, warm_start_recipe
 from understudy.errors import ConfigError, TrainingError
 from understudy.experts.expert import Expert
 from understudy.experts.noisy import Noise
-from understudy.files import remove_aside, write_json
+from understudy.files import write_json
 from understudy.progress import bars
 from understudy.reports.folders import load_compare
 from understudy.reports.tables import compare_rows
-from understudy.run import OwnParts, finished_run, make_expert, read_json, refuse_changed
+from understudy.run import OwnParts, claim_folder, finished_run, make_expert
 from understudy.schema import Recipe
 from understudy.tasks.task import Task
 from understudy.worker import Worker, WorkerDiedError, job_of, run_job
@@ -79,7 +79,7 @@ def compare(
     folder = Path(out)
     console = console or Console(stderr=True)
     given = OwnParts(task=task, expert=expert, noise=noise)
-    _prepare(folder, recipe, given, resume=resume, overwrite=overwrite)
+    claim_folder(folder, recipe, given, kind="a comparison", resume=resume, overwrite=overwrite)
     if expert is None:
         make_expert(recipe, console)
     jobs = _jobs(recipe, folder)
@@ -93,31 +93,6 @@ def compare(
             f"{folder}: {error}. Nothing written before is lost; free some space and go on with --resume."
         ) from error
     return compare_rows(load_compare(folder))
-
-
-def _prepare(folder: Path, recipe: Recipe, own: OwnParts, *, resume: bool, overwrite: bool) -> None:
-    described = folder / "recipe.json"
-    if (folder / "metrics.jsonl").exists() or (folder / "result.json").exists():
-        raise ConfigError(f"{folder} holds a single run, not a comparison. Use another --out.")
-    if overwrite and folder.exists():
-        if not described.exists() and any(folder.iterdir()):
-            raise ConfigError(
-                f"{folder} does not hold a comparison (it has no recipe.json); not deleting it. Choose another --out."
-            )
-        remove_aside(folder)
-    if described.exists() and not resume:
-        raise ConfigError(
-            f"{folder} already holds a comparison. Use --resume to go on, --overwrite to start anew, or another --out."
-        )
-    if described.exists():
-        before = read_json(described) | {"own": read_json(folder / "own.json")}
-        refuse_changed(before, recipe.to_table() | {"own": own.described()}, folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot create the folder {folder}: {error}.") from None
-    write_json(folder / "own.json", own.described())
-    write_json(described, recipe.to_table())
 
 
 def _jobs(recipe: Recipe, folder: Path) -> list[_Job]:

@@ -121,7 +121,7 @@ def _run(
     torch.set_num_threads(recipe.train.threads)
     processes = PartialState(cpu=recipe.train.device == "cpu")
     if processes.is_main_process:
-        _prepare_folder(folder, recipe, own, resume=resume, overwrite=overwrite)
+        claim_folder(folder, recipe, own, kind="a run", resume=resume, overwrite=overwrite)
         remove_unfinished(folder)
     processes.wait_for_everyone()
     try:
@@ -253,19 +253,37 @@ def _own_warm_start(
     return target
 
 
-def _prepare_folder(folder: Path, recipe: Recipe, own: OwnParts, *, resume: bool, overwrite: bool) -> None:
+_MARKS = {"a run": ("metrics.jsonl", "result.json"), "a comparison": ("compare.json",)}
+"""What only one kind of folder holds: the recipes of the two may be the same to the letter."""
+
+
+def claim_folder(
+    folder: Path,
+    recipe: Recipe,
+    own: OwnParts,
+    *,
+    kind: Literal["a run", "a comparison"],
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Make the folder this recipe's, or refuse: nothing is deleted unasked, and a resumed folder must be the same.
+
+    Raises:
+        ConfigError: it holds something else, or the same thing started with other settings.
+    """
     described = folder / "recipe.json"
-    if (folder / "compare.json").exists():
-        raise ConfigError(f"{folder} holds a comparison, not a single run. Use another --out.")
+    for other, marks in _MARKS.items():
+        if other != kind and any((folder / mark).exists() for mark in marks):
+            raise ConfigError(f"{folder} holds {other}, not {kind}. Use another --out.")
     if overwrite and folder.exists():
         if not described.exists() and any(folder.iterdir()):
             raise ConfigError(
-                f"{folder} is not a run folder (it has no recipe.json); not deleting it. Choose another --out."
+                f"{folder} does not hold {kind} (it has no recipe.json); not deleting it. Choose another --out."
             )
         remove_aside(folder)
     if described.exists() and not resume:
         raise ConfigError(
-            f"{folder} already holds a run. Use --resume to go on, --overwrite to start anew, or another --out."
+            f"{folder} already holds {kind}. Use --resume to go on, --overwrite to start anew, or another --out."
         )
     if described.exists():
         before = read_json(described) | {"own": read_json(folder / "own.json")}
@@ -273,7 +291,7 @@ def _prepare_folder(folder: Path, recipe: Recipe, own: OwnParts, *, resume: bool
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"cannot create the run folder {folder}: {error}.") from None
+        raise ConfigError(f"cannot create the folder {folder}: {error}.") from None
     write_json(folder / "own.json", own.described())
     if not (folder / "result.json").exists():
         write_json(folder / "versions.json", versions())

@@ -174,7 +174,7 @@ def test_folders_that_hold_no_run(tmp_path):
 
 def test_an_output_folder_that_cannot_be_made(tiny, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    refused(understudy("train", tiny, "--out", tmp_path / "file" / "run"), "cannot create the run folder")
+    refused(understudy("train", tiny, "--out", tmp_path / "file" / "run"), "cannot create the folder")
     refused(understudy("init", tmp_path / "file" / "m", "--vocab-size", 261), "file")
     assert (tmp_path / "file").read_text() == "in the way"
 
