@@ -47,10 +47,10 @@ def bars(console: Console) -> Progress:
 
 
 @contextmanager
-def one_bar(console: Console, what: str, total: int, *, start: int = 0) -> Iterator[Bar]:
-    """A single bar for a run of `total` steps."""
+def one_bar(console: Console, what: str, total: int, *, start: int = 0, unit: str = "step") -> Iterator[Bar]:
+    """A single bar for a run of `total` steps, or other units."""
     with bars(console) as progress:
-        task = progress.add_task(what, total=total, completed=start, note="")
+        task = progress.add_task(what, total=total, completed=start, note="", unit=unit)
         yield Bar(progress, task, console, what)
 
 

@@ -20,6 +20,7 @@ FLAGS = {
     "compare": {"--out", "--set", "--seed", "--methods", "--workers", "--resume", "--overwrite", "--dry-run", "--json"},
     "evaluate": {"--recipe", "--split", "--prompts", "--samples", "--set", "--seed", "--json"},
     "report": {"--json"},
+    "theory": {"--all", "--out", "--seed", "--run", "--json"},
     "methods": {"--json"},
     "doctor": {"--set", "--seed", "--json"},
     "init": {

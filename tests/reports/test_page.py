@@ -10,7 +10,7 @@ import pytest
 from fabricated import write_compare, write_run
 
 from understudy.errors import DataError
-from understudy.reports import page
+from understudy.reports import html as html_module
 from understudy.reports.page import write_report
 from understudy.reports.tables import compare_rows, load_compare
 
@@ -146,7 +146,7 @@ def test_compare_with_nothing_done_lists_the_errors(tmp_path):
 
 @pytest.mark.parametrize("name", ["figures/time.png", "report.html"])
 def test_a_report_that_fails_leaves_the_old_one_whole(run_folder, monkeypatch, name):
-    old, replace = run_folder / name, page.os.replace
+    old, replace = run_folder / name, html_module.os.replace
     old.parent.mkdir(exist_ok=True)
     old.write_text("old")
     record = {"kind": "eval", "step": 1, "seconds": {"train": 1.0}}
@@ -157,7 +157,7 @@ def test_a_report_that_fails_leaves_the_old_one_whole(run_folder, monkeypatch, n
             raise OSError("No space left on device")
         replace(source, target)
 
-    monkeypatch.setattr(page.os, "replace", full_disk)
+    monkeypatch.setattr(html_module.os, "replace", full_disk)
     with pytest.raises(OSError, match="No space"):
         write_report(run_folder)
     assert old.read_text() == "old"
@@ -165,7 +165,9 @@ def test_a_report_that_fails_leaves_the_old_one_whole(run_folder, monkeypatch, n
 
 
 def test_a_folder_of_neither_kind_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"compare\.json or metrics\.jsonl, found neither in"):
+    with pytest.raises(
+        DataError, match=r"compare\.json, metrics\.jsonl or theory\.json, found none of them in"
+    ):
         write_report(tmp_path)
 
 

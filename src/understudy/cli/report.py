@@ -12,20 +12,24 @@ from understudy.cli.printing import say, say_json
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that train or compare wrote.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A folder that train, compare or theory wrote.")
+    ],
     as_json: Json = False,
 ) -> None:
-    """Draw a run or a comparison: one self-contained page, FOLDER/report.html, and FOLDER/figures/*.png.
+    """Draw a run, a comparison or the theory lab: one self-contained page, FOLDER/report.html, and its figures as PNG.
 
     \b
     Examples:
       understudy report runs/modular-addition
       understudy report runs/opd-f --json
+      understudy report runs/theory
     """
     from understudy.reports.page import write_report
 
     page = write_report(folder)
-    figures = sorted(str(path) for path in (folder / "figures").glob("*.png"))
+    found = [*(folder / "figures").glob("*.png"), *folder.glob("figure.png"), *folder.glob("*/figure.png")]
+    figures = sorted(map(str, found))
     if as_json:
         return say_json({"report": str(page), "figures": figures})
     say(f"report: {page}")

@@ -5,19 +5,14 @@ Everything that came from a recipe, a model or a data set is escaped, and a cont
 
 from __future__ import annotations
 
-import base64
 import json
 import math
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from understudy.errors import DataError
-from understudy.reports.drawing import to_png
 from understudy.reports.figures import (
     STORY,
     learning_curves,
@@ -27,6 +22,7 @@ from understudy.reports.figures import (
     time_figure,
 )
 from understudy.reports.folders import CompareData, RunData, load_compare, load_run, number
+from understudy.reports.html import document, embedded, replace
 from understudy.reports.samples import STYLE as SAMPLE_STYLE
 from understudy.reports.samples import render_samples
 from understudy.reports.series import groups_of, phase_seconds, position_table
@@ -40,6 +36,8 @@ from understudy.reports.tables import (
     short_number,
     takeaway,
 )
+from understudy.reports.theory import holds_theory
+from understudy.reports.theory_page import write_theory_report
 
 CURVE_METRICS = ("accuracy_greedy", "accuracy_sampled", "validation_loss_nats", "expert_kl_nats")
 POSITION_METRICS = ("accuracy_greedy", "expert_kl_nats")
@@ -72,47 +70,7 @@ GUIDES = {
     ),
 }
 
-STYLE = """
-:root {
-  color-scheme: light dark;
-  --ink: #1d2126; --soft: #5b6470; --paper: #ffffff; --card: #f5f6f8; --line: #d9dde3;
-  --accent: #0a62a8; --bad: #a33a00;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --ink: #e8eaed; --soft: #a4adb8; --paper: #14171b; --card: #1e2329; --line: #363d46;
-    --accent: #7cc0f5; --bad: #ff9a66;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 66rem; color: var(--ink); background: var(--paper);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif;
-}
-h1 { font-size: 1.6rem; margin: 0 0 .3rem; }
-h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
-p { margin: .4rem 0; max-width: 48rem; }
-.guide, .soft { color: var(--soft); font-size: .9rem; }
-.warn { border-left: .25rem solid var(--bad); padding: .3rem .8rem; background: var(--card); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td {
-  padding: .3rem .8rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top;
-}
-th { font-size: .85rem; font-weight: 600; }
-th:first-child, td:first-child, table.facts td { text-align: left; }
-td small { display: block; color: var(--soft); white-space: nowrap; }
-img {
-  display: block; max-width: 100%; height: auto; border-radius: .5rem; background: #fff;
-  border: 1px solid var(--line);
-}
-pre {
-  white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); padding: .7rem .9rem;
-  border-radius: .5rem; font-size: .85rem; margin: .4rem 0;
-}
-details { margin: .5rem 0; }
-summary { cursor: pointer; color: var(--accent); }
+TAB_STYLE = """
 .tabs > input { position: absolute; opacity: 0; }
 .tabs > label {
   display: inline-block; padding: .25rem .8rem; margin: 0 .3rem .6rem 0; border: 1px solid var(--line);
@@ -127,20 +85,26 @@ summary { cursor: pointer; color: var(--accent); }
 def write_report(folder: str | Path) -> Path:
     """Write `report.html` and `figures/*.png` into a run or compare folder; returns the path of the page.
 
-    Each file is replaced in one step: a report that fails half-way leaves the older one whole.
+    A folder of the theory lab gets its page, too, with each `figure.png` beside its record. Each file is replaced in
+    one step: a report that fails half-way leaves the older one whole.
 
     Raises:
-        DataError: the folder holds neither `compare.json` nor `metrics.jsonl`, or one of them is malformed.
+        DataError: the folder holds neither `compare.json` nor `metrics.jsonl` nor `theory.json`, or one of them is
+            malformed.
     """
     folder = Path(folder)
     if (folder / "compare.json").is_file():
         data: CompareData | RunData = load_compare(folder)
     elif (folder / "metrics.jsonl").is_file():
         data = load_run(folder)
+    elif holds_theory(folder):
+        return write_theory_report(folder)
     else:
-        raise DataError(f"expected a folder with compare.json or metrics.jsonl, found neither in {folder}.")
+        raise DataError(
+            f"expected a folder with compare.json, metrics.jsonl or theory.json, found none of them in {folder}."
+        )
     page = folder / "report.html"
-    _replace(page, _page(data, folder / "figures").encode("utf-8"))
+    replace(page, _page(data, folder / "figures").encode("utf-8"))
     return page
 
 
@@ -156,15 +120,7 @@ def _page(data: CompareData | RunData, figures: Path) -> str:
         body += [_time(data, figures), render_samples(data)]
     else:
         body.append("<p>No cell is done yet: there is nothing to draw.</p>")
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}{_tab_style()}{SAMPLE_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</body>\n</html>\n"
-    )
+    return document(title, body, style=TAB_STYLE + _tab_style() + SAMPLE_STYLE)
 
 
 def _warnings(warnings: Sequence[str]) -> str:
@@ -242,7 +198,7 @@ def _story(data: CompareData | RunData, figures: Path) -> str:
     has_greedy = "accuracy_greedy" in metric_names(run for label in data.methods for run in data.done(label))
     if not has_greedy or len(labels & set(STORY.values())) < 2:
         return ""
-    image = _image(
+    image = embedded(
         story_figure(data), figures / "story.png", "Final accuracy by loss and prefixes; learning curves"
     )
     return f"<h2>The story in one figure</h2>{image}{_guide('story')}"
@@ -261,7 +217,7 @@ def _learning(data: CompareData | RunData, runs: Sequence[RunData], figures: Pat
                 continue
             name = f"{METRICS[metric].title} by {words}"
             path = figures / f"learning_{metric}_by_{axis}.png"
-            tabs.append((words, _image(learning_curves(data, metric, axis), path, name)))
+            tabs.append((words, embedded(learning_curves(data, metric, axis), path, name)))
         if tabs:
             parts.append(f"<h3>{escape(METRICS[metric].title)}</h3>{_tabs(f'tab-{metric}', tabs)}")
     return f"<h2>Learning curves</h2>{''.join(parts)}{_guide('curves')}" if parts else ""
@@ -273,13 +229,13 @@ def _positions(data: CompareData | RunData, figures: Path) -> str:
     html = ""
     for metric in [name for name in POSITION_METRICS if name in present]:
         name = f"{METRICS[metric].title} by position in the response"
-        html += f"<h3>{escape(name)}</h3>" + _image(
+        html += f"<h3>{escape(name)}</h3>" + embedded(
             position_figure(data, metric), figures / f"position_{metric}.png", name
         )
     if html:
         html = f"<h2>Accuracy and KL by position</h2>{html}{_guide('position')}"
     if present:
-        image = _image(
+        image = embedded(
             moving_front(data), figures / "moving_front.png", "Position in the response by training step"
         )
         html += f"<h2>The moving front</h2>{image}{_guide('front')}"
@@ -289,15 +245,8 @@ def _positions(data: CompareData | RunData, figures: Path) -> str:
 def _time(data: CompareData | RunData, figures: Path) -> str:
     if not any(phase_seconds(group) for group in groups_of(data)):
         return ""
-    image = _image(time_figure(data), figures / "time.png", "Seconds per phase and method")
+    image = embedded(time_figure(data), figures / "time.png", "Seconds per phase and method")
     return f"<h2>Where the time went</h2>{image}{_guide('time')}"
-
-
-def _image(figure: Figure, path: Path, words: str) -> str:
-    png = to_png(figure)
-    path.parent.mkdir(exist_ok=True)
-    _replace(path, png)
-    return f'<img alt="{escape(words)}" src="data:image/png;base64,{base64.b64encode(png).decode("ascii")}">'
 
 
 def _tabs(name: str, tabs: Sequence[tuple[str, str]]) -> str:
@@ -349,13 +298,3 @@ def _first_of_each(runs: Sequence[RunData]) -> list[RunData]:
     for run in runs:
         first.setdefault(run.folder.name.rsplit("-seed", 1)[0], run)
     return list(first.values())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside the target, then rename over it: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

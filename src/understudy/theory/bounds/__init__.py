@@ -1,0 +1,1 @@
+"""What the theorems say, one function a statement: the constant as printed, the theorem in the docstring."""
