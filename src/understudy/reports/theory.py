@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from understudy.errors import DataError
 from understudy.reports.drawing import FAINT, INK, SHADE, new_figure, readable_on, tidy
@@ -93,16 +96,28 @@ def theory_figure(record: Mapping[str, Any]) -> Figure:
     panels = record["panels"]
     columns = len(panels) if len(panels) < 4 else 2
     rows = -(-len(panels) // columns)
-    figure = new_figure(5.6 * columns, 4.4 * rows)
+    most_lines = max(-(-len(_named(panel)) // _legend_columns(panel)) for panel in panels)
+    figure = new_figure(5.6 * columns, (4.2 + 0.17 * most_lines) * rows)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     for number, panel in enumerate(panels):
         _draw(figure.add_subplot(rows, columns, number + 1), panel)
-    figure.tight_layout(pad=1.4, w_pad=2.4, h_pad=2.4)
     return figure
 
 
+def _named(panel: Mapping[str, Any]) -> list[str]:
+    """What the legend names."""
+    marks = (*panel["areas"], *panel["clouds"], *panel["lines"])
+    return [mark["label"] for mark in marks if mark["label"]]
+
+
+def _legend_columns(panel: Mapping[str, Any]) -> int:
+    return 2 if max(map(len, _named(panel)), default=0) <= 32 else 1
+
+
 def _draw(axes: Axes, panel: Mapping[str, Any]) -> None:
-    tidy(axes, x_label=panel["x_label"], y_label=panel["y_label"], title=panel["title"])
-    axes.title.set_fontsize(10.5)
+    tidy(axes, x_label=panel["x_label"], y_label=panel["y_label"])
+    title = textwrap.fill(panel["title"], 46)
+    axes.set_title(title, fontsize=10.5, color=INK, loc="left", fontweight="bold", pad=10)
     if panel["heat"]:
         _draw_heat(axes, panel["heat"])
         return
@@ -126,8 +141,24 @@ def _draw(axes: Axes, panel: Mapping[str, Any]) -> None:
         axes.set_xlim(*panel["x_limits"])
     if panel["y_limits"]:
         axes.set_ylim(*panel["y_limits"])
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=7.5, frameon=False, labelcolor=INK, handlelength=2.2)
+    _tick(axes.xaxis, panel["x_scale"], axes.get_xlim())
+    _tick(axes.yaxis, panel["y_scale"], axes.get_ylim())
+    if _named(panel):
+        # Below the axes: inside them it would cover lines that nobody can foresee.
+        axes.legend(
+            fontsize=7.5, frameon=False, labelcolor=INK, handlelength=2.4, ncols=_legend_columns(panel), columnspacing=1.2,
+            loc="upper left", bbox_to_anchor=(-0.02, -0.16),
+        )  # fmt: skip
+
+
+def _tick(axis: Axis, scale: str, limits: tuple[float, float]) -> None:
+    """A logarithmic axis of less than two decades gets ticks at 1, 2, 5, in plain numbers; labels would else collide."""
+    if scale != "log":
+        return
+    axis.set_minor_formatter(NullFormatter())
+    if min(limits) > 0 and max(limits) / min(limits) < 100:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _draw_line(axes: Axes, line: Mapping[str, Any], color: str) -> None:
@@ -148,8 +179,8 @@ def _draw_heat(axes: Axes, heat: Mapping[str, Any]) -> None:
     known = [value for row in values for value in row if math.isfinite(value)]
     shade, scale = colormaps["viridis"], Normalize(min(known), max(known))
     image = axes.imshow(values, cmap=shade, norm=scale, aspect="auto")
-    axes.set_xticks(range(len(heat["columns"])), heat["columns"])
-    axes.set_yticks(range(len(heat["rows"])), heat["rows"])
+    axes.set_xticks(range(len(heat["columns"])), [textwrap.fill(text, 12) for text in heat["columns"]])
+    axes.set_yticks(range(len(heat["rows"])), [textwrap.fill(text, 24) for text in heat["rows"]])
     axes.grid(visible=False)
     small = 7 if len(heat["columns"]) > 8 else 8
     for r, row in enumerate(values):
