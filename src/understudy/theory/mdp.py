@@ -48,7 +48,8 @@ class MDP:
 
 def require_laws(prob: Array, name: str) -> None:
     """Refuse an array whose last axis does not hold probability vectors."""
-    if prob.size and (prob.min() < 0 or np.abs(prob.sum(-1) - 1).max() > 1e-9):
+    # Asked so that a NaN is refused: every comparison with one is false.
+    if prob.size and not (prob.min() >= 0 and np.abs(prob.sum(-1) - 1).max() <= 1e-9):
         raise ValueError(
             f"{name} must hold probabilities >= 0 that sum to 1, got least {prob.min():g} and sums from "
             f"{prob.sum(-1).min():g} to {prob.sum(-1).max():g}."
