@@ -165,7 +165,7 @@ def test_weights_that_are_no_weights(world, tmp_path):
 
 
 def test_folders_that_hold_no_run(tmp_path):
-    refused(understudy("report", tmp_path), "neither in")
+    refused(understudy("report", tmp_path), "found none of them in")
     refused(understudy("evaluate", tmp_path / "gone"), "no checkpoint or run folder at")
     refused(understudy("evaluate", tmp_path), "is a checkpoint without a recipe")
     (tmp_path / "metrics.jsonl").write_text('{"kind": "eval"}\n{"kind"\n{"kind": "end"}\n')
