@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from understudy.comparison import compare
     from understudy.config import load_recipe
     from understudy.doctor import examine
+    from understudy.laboratory import run_theory
     from understudy.measure import evaluate_checkpoint
     from understudy.methods import METHODS
     from understudy.reports.page import write_report
@@ -32,6 +33,7 @@ _HOMES = {
     "examine": "understudy.doctor",
     "load_recipe": "understudy.config",
     "make_starter": "understudy.starter",
+    "run_theory": "understudy.laboratory",
     "train": "understudy.run",
     "write_report": "understudy.reports.page",
 }
@@ -47,6 +49,7 @@ __all__ = [
     "examine",
     "load_recipe",
     "make_starter",
+    "run_theory",
     "train",
     "write_report",
 ]
