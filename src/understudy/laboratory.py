@@ -9,7 +9,7 @@ from typing import Any
 from understudy.errors import ConfigError
 from understudy.files import atomic_path, finite, write_json
 from understudy.reports.drawing import to_png
-from understudy.reports.theory import FIGURE, RECORD, theory_figure
+from understudy.reports.theory import FIGURE, RECORD, load_theory, theory_figure
 from understudy.settings import nearest
 from understudy.theory.outcome import Progress, silent
 from understudy.theory.table import EXPERIMENTS, Experiment
@@ -56,7 +56,7 @@ def run_theory(
         able = ", ".join(entry.name for entry in EXPERIMENTS.values() if entry.compares_a_run)
         raise ConfigError(f"{name} compares with no run. --run is for: {able}.")
     folder = Path(folder)
-    _claim(folder)
+    _claim(folder, name)
     started = time.perf_counter()
     try:
         outcome = experiment.run(seed, progress, str(run_folder or ""))
@@ -83,11 +83,17 @@ def run_theory(
     return record
 
 
-def _claim(folder: Path) -> None:
-    """Make the folder, or refuse one that belongs to a training run."""
+def _claim(folder: Path, name: str) -> None:
+    """Make the folder, or refuse one that belongs to a training run or to another experiment."""
     for mark in ("recipe.json", "compare.json"):
         if (folder / mark).exists():
             raise ConfigError(f"{folder} holds a training run or a comparison ({mark}). Use another --out.")
+    if (folder / RECORD).is_file():
+        (there,) = load_theory(folder)
+        if there["name"] != name:
+            raise ConfigError(
+                f"{folder} holds the experiment {there['name']}, not {name}. Use another --out."
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

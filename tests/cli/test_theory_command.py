@@ -92,11 +92,14 @@ def test_a_claim_that_fails_is_exit_code_1_and_is_written_all_the_same(tmp_path)
     [
         (["tini"], "'tini' is not an experiment of the theory lab. Did you mean tiny?"),
         (["tiny", "--all"], "give either NAME or --all, not both"),
+        (["--seed", "5"], "an option without an experiment: give NAME or --all"),
         (["--out", "x"], "an option without an experiment: give NAME or --all"),
         (["tiny", "--run", "x"], "tiny compares with no run. --run is for: tiny-too."),
         (["tiny-too", "--run", "missing"], "expected a comparison, found missing."),
         (["tiny", "--seed", "-1"], "Invalid value for '--seed'"),
         (["tiny", "--out", "taken/run"], "taken/run holds a training run or a comparison (recipe.json)"),
+        (["tiny", "--out", "other"], "other holds the experiment lock, not tiny. Use another --out."),
+        (["--all", "--out", "other"], "other holds one experiment; --all needs a folder for all of them."),
         (["tiny", "--out", "file"], "cannot create the folder file"),
     ],
 )
@@ -104,12 +107,16 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, arguments, message)
     (tmp_path / "taken" / "run").mkdir(parents=True)
     (tmp_path / "taken" / "run" / "recipe.json").write_text("{}")
     (tmp_path / "file").write_text("kept")
+    (tmp_path / "other").mkdir()
+    other = json.dumps({"order": 4, "name": "lock", "rows": [], "panels": []})
+    (tmp_path / "other" / "theory.json").write_text(other)
     found = understudy("theory", *arguments)
     assert found.code == 2
     assert message in found.err
     assert found.out == ""
     assert (tmp_path / "file").read_text() == "kept"
     assert [path.name for path in (tmp_path / "taken" / "run").iterdir()] == ["recipe.json"]
+    assert (tmp_path / "other" / "theory.json").read_text() == other
 
 
 def test_an_earlier_record_is_replaced_and_nothing_else(tmp_path):

@@ -26,6 +26,9 @@ def test_rows_in_words():
     rows = [row.as_record() for row in ROWS]
     assert row_cells(rows[0]) == ("enumerated", "<= 0.5", "0.25", "yes")
     assert row_cells(rows[1])[1:3] == (">= 0.1", "0.2 (0.15 to 0.25)")
+    near = {**rows[0], "relation": "=", "tolerance": 0.05}
+    assert row_cells(near)[1] == "= 0.5 +- 0.05"
+    assert row_cells({**near, "tolerance": 1e-9})[1] == "= 0.5"
     assert [verdict(row) for row in rows] == ["yes", "yes", "cannot tell", "no, as shown"]
     assert verdict({**rows[3], "holds": "yes"}) == "yes (expected: no)"
     assert [show(x) for x in (None, 0.0, 12345.6, 123456.0, 0.00012345, 1.0)] == [

@@ -26,8 +26,9 @@ def theory(
         Path | None, typer.Option("--out", metavar="DIR", help="Where to write. [default: runs/theory/NAME]")
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", metavar="N", min=0, help="Seed of what is simulated or drawn.")
-    ] = 0,
+        int | None,
+        typer.Option("--seed", metavar="N", min=0, help="Seed of what is simulated or drawn. [default: 0]"),
+    ] = None,
     run: Annotated[
         Path | None,
         typer.Option("--run", metavar="FOLDER", help="mean-field: compare with this finished comparison."),
@@ -48,13 +49,17 @@ def theory(
     if name is not None and run_all:
         raise typer.BadParameter("give either NAME or --all, not both.")
     if name is None and not run_all:
-        return _list(as_json=as_json, is_told_more=out is not None or run is not None)
+        return _list(as_json=as_json, is_told_more=any(given is not None for given in (out, seed, run)))
     from understudy.laboratory import experiment_named
     from understudy.theory.table import EXPERIMENTS
 
     names = list(EXPERIMENTS) if name is None else [experiment_named(name).name]
     folder = out if out is not None else (PARENT if name is None else PARENT / name)
-    records = _run(names, folder, seed, run, is_one=name is not None, prints=not as_json)
+    if name is None and (folder / "theory.json").exists():
+        raise typer.BadParameter(
+            f"{folder} holds one experiment; --all needs a folder for all of them. Use another --out."
+        )
+    records = _run(names, folder, seed or 0, run, is_one=name is not None, prints=not as_json)
     from understudy.reports.theory_page import write_theory_report
 
     page = write_theory_report(folder)

@@ -26,6 +26,8 @@ RECORD = "theory.json"
 FIGURE = "figure.png"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#4D4D4D", "#E69F00", "#56B4E9", "#7A3E9D", "#B8A200")
 DASHES = {"measured": "-", "predicted": "--", "bound": ":"}
+ROUNDING = 1e-6
+"""A tolerance below this share of the bound is rounding, and not shown."""
 HEADERS = ("claim", "bound", "measured", "holds?")
 
 
@@ -69,7 +71,10 @@ def row_cells(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
     measured = show(row["measured"])
     if row["low"] is not None or row["high"] is not None:
         measured += f" ({show(row['low'])} to {show(row['high'])})"
-    return row["claim"], f"{row['relation']} {show(row['bound'])}", measured, verdict(row)
+    bound = f"{row['relation']} {show(row['bound'])}"
+    if row["tolerance"] > ROUNDING * max(1.0, abs(row["bound"] or 0.0)):
+        bound += f" +- {show(row['tolerance'])}"
+    return row["claim"], bound, measured, verdict(row)
 
 
 def verdict(row: Mapping[str, Any]) -> str:

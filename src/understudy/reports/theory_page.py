@@ -15,8 +15,9 @@ td:nth-child(1), td:nth-child(5) { text-align: left; }
 td.wrong { color: var(--bad); font-weight: 600; }
 """
 GUIDE = (
-    "Solid lines with marks are measured, dashed ones predicted in closed form, dotted ones bounds. A measured number with an "
-    "interval was simulated (99.9 %), one without was enumerated. 'no, as shown' marks a statement that is wrong as printed."
+    "Solid lines with marks are measured, dashed ones predicted in closed form, dotted ones bounds. A number with an interval "
+    "was simulated (99.9 %), one without was computed exactly for the worlds it speaks of. 'no, as shown' marks a statement "
+    "that does not hold: as printed, or where one might apply it beyond what it is stated for; the source says which."
 )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 Progress = Callable[[float], None]
 """Called with the share of the work that is done, in [0, 1]."""
 
-Verdict = Literal["yes", "no", "cannot tell"]
+Verdict = Literal["yes", "no", "cannot tell", "not judged"]
 Role = Literal["measured", "predicted", "bound"]
 
 
@@ -27,14 +27,15 @@ class Row:
 
     `measured` relation `bound`: with "<=" the claim is measured <= bound + tolerance, and so on. A simulated number comes
     with its interval (`low`, `high`): the claim then holds if the whole interval satisfies it, fails if none of it does,
-    and otherwise one cannot tell; "=" holds if the bound lies within [low - tolerance, high + tolerance].
+    and otherwise one cannot tell; "=" holds if the bound lies within [low - tolerance, high + tolerance]. "~" sets two
+    numbers side by side and judges nothing: for what a reader brings, about which nothing is claimed.
     """
 
     claim: str
     """One short sentence: what is claimed, with the values of the parameters."""
     source: str
     """Paper and statement (`arXiv:2606.30445 Thm 1`), or `DERIVED` for our own reasoning."""
-    relation: Literal["<=", ">=", "="]
+    relation: Literal["<=", ">=", "=", "~"]
     bound: float
     measured: float
     low: float | None = None
@@ -47,9 +48,15 @@ class Row:
     """The claim as printed is wrong, and this row shows it: it is expected not to hold."""
     note: str = ""
 
+    def __post_init__(self) -> None:
+        if self.relation == "~" and self.is_refuted:
+            raise ValueError(f"a row that is not judged ('~') cannot be refuted, got {self.claim!r}.")
+
     @property
     def holds(self) -> Verdict:
-        """Whether the claim holds; a number that is not finite decides nothing, except that inf >= any bound."""
+        """Whether the claim holds; where a NaN stands nobody can tell."""
+        if self.relation == "~":
+            return "not judged"
         low = self.measured if self.low is None else self.low
         high = self.measured if self.high is None else self.high
         if math.isnan(low) or math.isnan(high) or math.isnan(self.bound):
