@@ -3,17 +3,25 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from understudy.theory import voting
+from understudy.theory import learners, nail_coins, nailgun_worlds, voting
 from understudy.theory.bounds import nailgun as bounds
 from understudy.theory.experiments import nailgun as experiment
 from understudy.theory.mdp import MDP, trajectory_hellinger_sq
 
 SMALL = experiment.Settings(
-    num_instances=800, horizons=(2, 4), num_runs=60, num_episodes=60, num_policies=8, num_digits=3
+    num_instances=800,
+    horizons=(2, 8),
+    num_runs=60,
+    num_episodes=100,
+    num_policies=8,
+    num_digits=3,
+    coin_runs=300,
+    exact_coin_episodes=400,
 )
 
 
@@ -187,6 +195,101 @@ def test_run_holds_repeats_and_serialises():
     outcome = experiment.run(0, settings=SMALL)
     assert [row.claim for row in outcome.rows if not row.is_as_expected] == []
     assert 6 <= len(outcome.rows) <= 25
+    assert max(len(row.claim) for row in outcome.rows) < 85
     assert json.loads(json.dumps(outcome.as_record()))["settings"]["num_digits"] == 3
     assert experiment.run(0, settings=SMALL).rows == outcome.rows
     assert experiment.run(1, settings=SMALL).rows != outcome.rows
+
+
+def test_binomials_are_binomial():
+    for t, (x_X, prob_X) in enumerate(voting.binomials(7, 0.3)):
+        assert x_X.tolist() == list(range(t + 1))
+        expected = [math.comb(t, x) * 0.3**x * 0.7 ** (t - x) for x in range(t + 1)]
+        np.testing.assert_allclose(prob_X, expected, rtol=1e-12)
+    *_, (x_X, prob_X) = voting.binomials(3001, 0.3)
+    assert len(x_X) < 1500
+    assert prob_X.sum() == pytest.approx(1, abs=1e-11)
+    assert prob_X @ x_X == pytest.approx(900, rel=1e-11)
+
+
+@pytest.mark.parametrize("horizon", [2, 5, 16])
+def test_hidden_centre_worlds_give_every_horizon_as_much_to_learn(horizon: int):
+    for seed in range(5):
+        world, pi, nu = voting.hidden_centre_world(horizon, 32, 0.5, np.random.default_rng(seed))
+        voted = learners.vote(np.full(32, 1 / 32), pi)
+        assert voting.mistake_probability(world, pi[0], voted) == pytest.approx(1, abs=1e-12)
+        # Each policy leaves the centre in all four states of one step; the noise never helps the expert.
+        action, centre = pi.argmax(-1), voted.argmax(-1)
+        assert ((action != centre).sum((1, 2)) == 4).all()
+        assert ((action != centre).any(-1).sum(-1) == 1).all()
+        assert (nu * pi[0]).max() == 0
+        assert nu.max() == 0.5
+        own = action[0] != centre
+        assert (nu[own].argmax(-1) == centre[own]).all()
+        np.testing.assert_allclose(nu.sum(-1), 1, atol=1e-12)
+    with pytest.raises(ValueError, match="rho in"):
+        voting.hidden_centre_world(2, 4, 0.2, np.random.default_rng(0))
+
+
+def test_mixture_of_coins_by_enumeration():
+    eta, horizon = 0.4, 2
+    found = nail_coins.distance_by_episode(4, horizon, eta)
+    noisy = [0.6 * coin + 0.2 for coin in nail_coins.COINS]
+    for t in range(4):
+        total = 0.0
+        for labels in itertools.product((True, False), repeat=t * horizon):
+            prob = math.prod(noisy[0] if zero else 1 - noisy[0] for zero in labels)
+            weights = [math.prod(p if zero else 1 - p for zero in labels) ** (1 / horizon) for p in noisy]
+            mean = sum(w * c for w, c in zip(weights, nail_coins.COINS, strict=True)) / sum(weights)
+            total += prob * (1 - (math.sqrt(0.8 * mean) + math.sqrt(0.2 * (1 - mean))) ** horizon)
+        assert found[t] == pytest.approx(total, abs=1e-12)
+    # The best vote plays 0 twice; the untrained mixture, a coin of 0.275, is worse: it must be trained to pass.
+    assert nail_coins.best_vote(2) == pytest.approx(0.2, abs=1e-12)
+    assert found[0] == pytest.approx(1 - (math.sqrt(0.8 * 0.275) + math.sqrt(0.2 * 0.725)) ** 2, abs=1e-12)
+    assert found[0] > nail_coins.best_vote(2)
+
+
+def test_uniform_noise_by_hand():
+    # eta 0.8, 4 actions: 0.2 + 0.2 right, 0.2 wrong.
+    assert nailgun_worlds.uniform_error(9, 0.8, 4) == pytest.approx(voting.vote_error(9, 0.4, 0.2), abs=1e-14)
+
+
+def wrong_claims() -> list[str]:
+    return [row.claim for row in experiment.run(0, settings=SMALL).rows if row.holds == "no"]
+
+
+def test_rows_see_a_learner_that_never_updates(monkeypatch: pytest.MonkeyPatch):
+    real = learners._exponential_weights
+
+    def frozen(world, pi_KHSA, labels_RHSA, gain_KHSA, num_episodes, generator, is_greedy):
+        return real(world, pi_KHSA, labels_RHSA, np.zeros_like(gain_KHSA), num_episodes, generator, is_greedy)
+
+    monkeypatch.setattr(learners, "_exponential_weights", frozen)
+    wrong = wrong_claims()
+    for part in (
+        "mistaken episodes in all",
+        "is nearer than any vote",
+        "is the binomial sum",
+        "the binomial sums",
+    ):
+        assert any(part in claim for claim in wrong), part
+
+
+def test_rows_see_growth_with_the_horizon(monkeypatch: pytest.MonkeyPatch):
+    """With a rate of 1/H the vote still converges, but slower at longer horizons."""
+    settings = replace(SMALL, horizons=(2, 16), num_policies=32, num_episodes=200, num_runs=200)
+    real = learners._exponential_weights
+
+    def verdict() -> str:
+        generator = np.random.default_rng(1)
+        worlds = [nailgun_worlds.run_world(horizon, settings, generator) for horizon in settings.horizons]
+        rows = experiment._random_world_rows(settings, worlds)
+        return next(row.holds for row in rows if " over those at " in row.claim)
+
+    def slow(world, pi_KHSA, labels_RHSA, gain_KHSA, num_episodes, generator, is_greedy):
+        gain = gain_KHSA / world.horizon
+        return real(world, pi_KHSA, labels_RHSA, gain, num_episodes, generator, is_greedy)
+
+    assert verdict() == "yes"
+    monkeypatch.setattr(learners, "_exponential_weights", slow)
+    assert verdict() == "no"

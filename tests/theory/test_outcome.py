@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 import pytest
-from lab_sample import sample
 from scipy import stats
 
+from lab_sample import sample
 from understudy.files import finite
 from understudy.theory.intervals import CONFIDENCE, bounded_mean_interval, mean_interval, proportion_interval
 from understudy.theory.outcome import Outcome, Row
@@ -42,6 +42,9 @@ def row(relation, bound, measured, low=None, high=None, **more):
         ("=", 1.0, (math.nan,), "cannot tell"),
         (">=", 1e9, (math.inf,), "yes"),
         ("<=", 1.0, (0.5, -math.inf, math.inf), "cannot tell"),
+        ("~", 1.0, (1.0,), "not judged"),
+        ("~", 1.0, (9.0, 8.0, 10.0), "not judged"),
+        ("~", 1.0, (math.nan,), "not judged"),
     ],
 )
 def test_when_a_claim_holds(relation, bound, numbers, holds):
@@ -61,6 +64,9 @@ def test_a_refuted_claim_is_as_expected_while_it_fails():
     assert not row("=", 1, 1, is_refuted=True).is_as_expected
     assert not row("=", 1, 2).is_as_expected
     assert row("<=", 1, 1, 0.5, 1.5).is_as_expected  # cannot tell is no failure
+    assert row("~", 1, 2).is_as_expected  # nothing is claimed
+    with pytest.raises(ValueError, match="cannot be refuted, got 'c'"):
+        row("~", 1, 2, is_refuted=True)
     assert sample().is_as_expected
     assert not Outcome(rows=(row("=", 1, 2),), panels=(), reading=()).is_as_expected
 

@@ -3,7 +3,7 @@
 K policies, H horizon, S states, A actions, R independent runs side by side, T episodes (plus one: the final weights),
 N demonstrations a run. A class is pi_KHSA; the law of the expert's labels is labels_RHSA: already noised, one a run (use
 `np.broadcast_to` for a common one). Ties of a score are returned as shares, so that no coin has to be thrown.
-Numbers in comments are the lines of the pseudo-code in each docstring.
+Numbers in comments are the lines of the pseudo-code in each docstring; "NAIL 3" where two algorithms share the code.
 """
 
 from __future__ import annotations
@@ -129,10 +129,12 @@ def nail(
     Source: arXiv:2606.30923, Algorithm NAIL (Thm 8).
     """
     _require_class(mdp, pi_KHSA, labels_RHSA, num_episodes)
+    # 5, as a gain a label: the log of the noised policy to the power 1/H.
     exponent = 1 / mdp.horizon if rate is None else rate
     noisy_KHSA = noised(pi_KHSA, eta, nu_HSA)
     with np.errstate(divide="ignore"):
         gain_KHSA = exponent * np.log(noisy_KHSA)
+    # 1-5
     return _exponential_weights(
         mdp, pi_KHSA, labels_RHSA, gain_KHSA, num_episodes, generator, is_greedy=False
     )
@@ -171,10 +173,10 @@ def nailgun(
         raise ValueError(f"alpha in (0, 1) and rho in (0, 1] expected, got alpha {alpha} and rho {rho}.")
     if not np.all((pi_KHSA == 0) | (pi_KHSA == 1)):
         raise ValueError("NAILGUN votes over deterministic policies; one of the class is stochastic.")
-    # 1
-    log_r = 0.5 * math.log((1 - alpha) / (alpha * rho))
+    log_r = 0.5 * math.log((1 - alpha) / (alpha * rho))  # 1
     # 6, as a gain a label: log r where the policy plays the label. pi is 0 or 1.
     gain_KHSA = log_r * pi_KHSA
+    # 1-6
     return _exponential_weights(mdp, pi_KHSA, labels_RHSA, gain_KHSA, num_episodes, generator, is_greedy=True)
 
 
@@ -250,16 +252,19 @@ def _exponential_weights(
     generator: np.random.Generator,
     is_greedy: bool,
 ) -> History:
-    """The loop that NAIL (lines 1-5) and NAILGUN (lines 2-6) share: log w(pi) += sum_h gain_pi(a'_h|s_h)."""
+    """The loop that NAIL (lines 1-5) and NAILGUN (lines 1-6) share: log w(pi) += sum_h gain_pi(a'_h|s_h)."""
     num_runs = len(labels_RHSA)
-    logw_RK = np.full((num_runs, len(pi_KHSA)), -math.log(len(pi_KHSA)))
+    logw_RK = np.full((num_runs, len(pi_KHSA)), -math.log(len(pi_KHSA)))  # NAIL 1, NAILGUN 1
     history, visited = [logw_RK], []
     step_H = np.arange(mdp.horizon)
-    for _ in range(num_episodes):
-        prob_RHSA = np.einsum("rk,khsa->rhsa", np.exp(logw_RK), pi_KHSA)
+    # The mixture at every state at once, as a matrix product.
+    pi_KX = pi_KHSA.reshape(len(pi_KHSA), -1)
+    for _ in range(num_episodes):  # NAIL 2, NAILGUN 2
+        prob_RHSA = (np.exp(logw_RK) @ pi_KX).reshape(num_runs, *pi_KHSA.shape[1:])  # NAIL 3
         if is_greedy:
-            prob_RHSA = np.eye(mdp.num_actions)[_first_largest(prob_RHSA)]
-        state_RH, label_RH = _interact(mdp, prob_RHSA, labels_RHSA, generator)
+            prob_RHSA = np.eye(mdp.num_actions)[_first_largest(prob_RHSA)]  # NAILGUN 3
+        state_RH, label_RH = _interact(mdp, prob_RHSA, labels_RHSA, generator)  # NAIL 3-4, NAILGUN 4-5
+        # NAIL 5, NAILGUN 6
         logw_RK = logw_RK + gain_KHSA[:, step_H, state_RH, label_RH].sum(-1).T
         logw_RK = logw_RK - np.logaddexp.reduce(logw_RK, axis=-1, keepdims=True)
         history.append(logw_RK)
@@ -275,11 +280,12 @@ def _interact(
     The labels do not drive the states: the learner's own action does.
     """
     runs = np.arange(len(prob_RHSA))
+    # NAIL 3, NAILGUN 4, NEIL 3
     state_R = _draw(np.broadcast_to(mdp.start_S, (len(runs), mdp.num_states)), generator)
     states, labels = [], []
     for h in range(mdp.horizon):
         states.append(state_R)
-        labels.append(_draw(labels_RHSA[runs, h, state_R], generator))
+        labels.append(_draw(labels_RHSA[runs, h, state_R], generator))  # NAIL 4, NAILGUN 5, NEIL 3
         if h < mdp.horizon - 1:
             action_R = _draw(prob_RHSA[runs, h, state_R], generator)
             state_R = _draw(mdp.transition_HSAS[h, state_R, action_R], generator)

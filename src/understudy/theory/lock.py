@@ -17,9 +17,15 @@ import math
 import numpy as np
 from scipy import integrate, optimize, special, stats
 
-from understudy.theory.learners import elimination_threshold, one_hot_policies
-from understudy.theory.mdp import MDP
-from understudy.theory.voting import majority_error, vote_error, votes_needed
+from understudy.theory.learners import (
+    elimination_threshold,
+    log_likelihood,
+    mixture,
+    one_hot_policies,
+    visit_counts,
+)
+from understudy.theory.mdp import MDP, noised, occupancy
+from understudy.theory.voting import binomials, majority_error, vote_error, votes_needed
 
 Array = np.ndarray
 
@@ -79,11 +85,6 @@ def cloning_error(num: int, horizon: int, eta: float, num_digits: int = 1) -> fl
     """
     arrives = reach(horizon, eta, num_digits)
     return vote_error(num, arrives * (1 - eta / 2), arrives * eta / 2, num_digits)
-
-
-def rough_cloning_error(num: int, horizon: int, eta: float) -> float:
-    """1/2 (1 - q^(H-1))^n: a coin if nothing arrived, else no error. Never above `cloning_error` at L = 1."""
-    return 0.5 * (1 - reach(horizon, eta)) ** num
 
 
 def plain_cloning_error(num: int, horizon: int, eta: float) -> float:
@@ -148,16 +149,39 @@ def nail_by_episode(
         raise ValueError(f"eta must be in (0, 1), got {eta}: without noise one label settles a digit.")
     right = 1 - eta / 2
     exponent = (1 / horizon if rate is None else rate) * math.log(right / (1 - right))
-    prob_X = np.ones(1)
     distance_T, kl_T = np.empty(num), np.empty(num)
-    for t in range(num):
-        log_odds_X = exponent * (2 * np.arange(t + 1) - t)
-        weight_X = special.expit(log_odds_X)
+    for t, (right_X, prob_X) in enumerate(binomials(num, right)):
+        weight_X = special.expit(exponent * (2 * right_X - t))
         distance_T[t] = 1 - (prob_X @ np.sqrt(weight_X)) ** num_digits
         kl_T[t] = num_digits * (prob_X @ _label_kl(weight_X, right))
-        # Pascal's rule for Bin(t + 1, right).
-        prob_X = np.append(prob_X * (1 - right), 0) + np.append(0, prob_X * right)
     return distance_T, kl_T
+
+
+def nail_kl_in_world(num: int, horizon: int, eta: float, rate: float) -> Array:
+    """E KL_aug(expert || mu_t) of two locks for t = 1..n, [n], from likelihoods and occupancies of the whole world.
+
+    The slow way of `nail_by_episode`: a history is its number x of right labels at the code; the steps before it show a1
+    and a3 in turn, which every policy finds equally likely.
+
+        KL_aug = sum_h sum_s P(mu_t visits s at h) KL(expert_eta,h(.|s) || mu_t,eta,h(.|s))
+    """
+    world, pi_KHSA, nu_HSA = lock_world(horizon)
+    noisy_KHSA = noised(pi_KHSA, eta, nu_HSA)
+    step_H, divergence_X = np.arange(horizon), {}
+    kl_T = np.zeros(num)
+    for t, (right_X, prob_X) in enumerate(binomials(num, 1 - eta / 2)):
+        for right, prob in zip(right_X.tolist(), prob_X, strict=True):
+            # Only the lead counts: (t, x) and (t + 2, x + 1) leave the same weights.
+            if (lead := 2 * right - t) not in divergence_X:
+                label_NH = np.where(step_H < horizon - 1, 2 * (np.arange(t)[:, None] % 2), 0)
+                label_NH[right:, -1] = 1
+                counts = visit_counts(np.zeros((1, t, horizon), dtype=int), label_NH[None], 2, 3)
+                weight_K = special.softmax(rate * log_likelihood(counts, noisy_KHSA)[0])
+                mu_HSA = mixture(weight_K, pi_KHSA)
+                kl_HS = special.rel_entr(noisy_KHSA[0], noised(mu_HSA, eta, nu_HSA)).sum(-1)
+                divergence_X[lead] = float((occupancy(world, mu_HSA) * kl_HS).sum())
+            kl_T[t] += prob * divergence_X[lead]
+    return kl_T
 
 
 def _label_kl(weight: Array, right: float) -> Array:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal, localcontext
 from typing import Literal
 
 import numpy as np
@@ -199,6 +200,18 @@ def signal(path: Path, right: float, num_actions: int) -> Array:
     Computed from c_t, since p_t - 1/K is lost in rounding long before c_t is. For `forward_walk` and `offline_walk`.
     """
     return path.clean_T[:-1] * (num_actions * right - 1) / (num_actions - 1)
+
+
+def exact_margins(right: float, length: int, num_actions: int, digits: int = 60) -> list[Decimal]:
+    """(K p_t - 1)/(K - 1) of OPD-F's map, iterated from c_0 = 1 with so many digits that the difference is not lost."""
+    with localcontext() as context:
+        context.prec = digits
+        a, k, clean, margins = Decimal(right), Decimal(num_actions), Decimal(1), []
+        for _ in range(length):
+            p = clean * a + (1 - clean) / k
+            margins.append((k * p - 1) / (k - 1))
+            clean *= p
+        return margins
 
 
 def margin(right_T: Array, num_actions: int) -> Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import root_scalar
 from scipy.special import ndtr
 
 Array = np.ndarray
@@ -124,3 +125,35 @@ def advance(
         gap_T = gap_T + time_step * (clean_T * right + (1 - clean_T) / num_actions - right_T)
         time += time_step
     return Front(solved_T, gap_T, correct_T, time)
+
+
+def final_shares(right: float, length: int, num_actions: int, *, is_greedy: bool, spread: float) -> Array:
+    """Where `advance` ends if it is given for ever: share of prompts that are right, greedily, up to each position.
+
+    Every gap is at the optimum of its own share of clean prefixes, p(gap_t) = c_t a + (1 - c_t)/K.
+    """
+    clean, correct_T = 1.0, np.ones(length)
+    for t in range(length):
+        p = clean * right + (1 - clean) / num_actions
+        gap = np.log(p * (num_actions - 1) / (1 - p))
+        share = float(argmax_share(gap, num_actions, spread))
+        correct_T[t] = share * (correct_T[t - 1] if t else 1.0)
+        clean *= share if is_greedy else p
+    return correct_T
+
+
+def final_depth(
+    right: float, length: int, num_actions: int, *, is_greedy: bool, spread: float, solved_share: float = 0.95
+) -> int:
+    """Positions solved in the end."""
+    shares = final_shares(right, length, num_actions, is_greedy=is_greedy, spread=spread)
+    return int((shares >= solved_share).sum())
+
+
+def critical_spread(right: float, length: int, num_actions: int, solved_share: float = 0.95) -> float:
+    """The spread above which greedy prefixes, too, stop short of the last position."""
+
+    def excess(spread: float) -> float:
+        return final_shares(right, length, num_actions, is_greedy=True, spread=spread)[-1] - solved_share
+
+    return float(root_scalar(excess, bracket=(0.05, 5.0), method="brentq", xtol=1e-12).root)

@@ -109,7 +109,10 @@ def drift(eta: float, leak: float, horizons: Sequence[int], ratio: np.ndarray, f
                 group="drift",
             ),
             Line(
-                label="sqrt(2 H) / (1 - eta)", x=x, y=floats(root * bounds.step_bound(1.0, eta)), role="bound"
+                label="Thm 7 with our constant: 9/2 sqrt(2 H) / (1 - eta)",
+                x=x,
+                y=floats(bounds.online_bound(1.0, eta, np.asarray(horizons))),
+                role="bound",
             ),
         ],
     )

@@ -6,6 +6,7 @@ N instances at once, K policies (policy 0 is the expert), H horizon, S states, A
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -177,6 +178,49 @@ def potential_step(world: Instances) -> tuple[Array, Array, Array]:
     mistake_N = 1 - (world.start_NS * clean_NS).sum(-1)
     worst_N = np.where(differs_NKHS, factor_NKHS, 0).max(axis=(1, 2, 3))
     return ratio_N, mistake_N, worst_N
+
+
+def binomials(num: int, prob: float) -> Iterator[tuple[Array, Array]]:
+    """(x, P(x)) of x ~ Bin(t, prob) for t = 0..n-1, by Pascal's rule; entries below 1e-40 at either end are left out."""
+    first, prob_X = 0, np.ones(1)
+    for _ in range(num):
+        yield first + np.arange(len(prob_X)), prob_X
+        prob_X = np.append(prob_X * (1 - prob), 0) + np.append(0, prob_X * prob)
+        kept = np.flatnonzero(prob_X > 1e-40)
+        first, prob_X = first + int(kept[0]), prob_X[kept[0] : kept[-1] + 1]
+
+
+def hidden_centre_world(
+    horizon: int, num_policies: int, rho: float, generator: np.random.Generator
+) -> tuple[MDP, Array, Array]:
+    """Random world (MDP, pi_KHSA, nu_HSA), 4 states and actions, where all policies leave one hidden policy at one step.
+
+    Every policy, the expert (policy 0) too, plays the hidden centre but for one step of its own, where it plays something
+    else in every state. So the untrained vote is the centre, and wrong in every episode at every horizon. The noise has rho
+    on one wrong action, the centre's where the expert leaves it, and nothing on the expert's.
+
+    Raises:
+        ValueError: rho outside [1/3, 1], where it would not be the largest entry.
+    """
+    if not 1 / 3 <= rho <= 1:
+        raise ValueError(f"rho in [1/3, 1] expected, got {rho}.")
+    states, actions = 4, 4
+    shape_HS = (horizon, states)
+    transition = generator.dirichlet(np.full(states, 0.5), (horizon - 1, states, actions))
+    world = MDP(generator.dirichlet(np.ones(states)), transition)
+    centre_HS = generator.integers(actions, size=shape_HS)
+    leaves_KH = np.arange(horizon) == (generator.permutation(num_policies) % horizon)[:, None]
+    shift_KHS = generator.integers(1, actions, size=(num_policies, *shape_HS))
+    action_KHS = (centre_HS + leaves_KH[:, :, None] * shift_KHS) % actions
+    wrong_HS = (action_KHS[0] + generator.integers(1, actions, size=shape_HS)) % actions
+    wrong_HS = np.where(leaves_KH[0][:, None], centre_HS, wrong_HS)
+    return world, np.eye(actions)[action_KHS], aimed_noise(action_KHS[0], wrong_HS, rho, actions)
+
+
+def aimed_noise(expert_HS: Array, wrong_HS: Array, rho: float, num_actions: int) -> Array:
+    """nu_HSA: rho on `wrong`, nothing on the expert's action, the rest evenly on the others (three actions at least)."""
+    aim_HSA, own_HSA = np.eye(num_actions)[wrong_HS], np.eye(num_actions)[expert_HS]
+    return rho * aim_HSA + (1 - rho) * (1 - aim_HSA - own_HSA) / (num_actions - 2)
 
 
 def mistake_probability(world: MDP, expert_HSA: Array, voted_HSA: Array) -> float:

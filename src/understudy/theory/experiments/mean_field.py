@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from functools import partial
+from decimal import Decimal
 
 import numpy as np
 
 from understudy.theory import mean_field as maps
 from understudy.theory import mean_field_demo as demo
-from understudy.theory import mean_field_grid
-from understudy.theory.mean_field_data import GRID, SHIPPED_DEMO, SHIPPED_LONG, load, read_demo
-from understudy.theory.mean_field_front import Fit, Front, advance, fit_line
+from understudy.theory import mean_field_grid, mean_field_long, mean_field_moving
+from understudy.theory.mean_field_data import (
+    GRID,
+    SHIPPED_DEMO,
+    SHIPPED_LONG,
+    SHIPPED_SERIES,
+    load,
+    read_demo,
+)
+from understudy.theory.mean_field_front import critical_spread
+from understudy.theory.mean_field_moving import Moving
 from understudy.theory.outcome import Line, Outcome, Panel, Progress, Row, silent
 
 PAPER = "arXiv:2606.30923"
@@ -24,9 +32,6 @@ K, LENGTH, ETA = 7, 31, 0.2
 """The paper's modular addition; its error is uniform over all K."""
 RIGHT = maps.right_rate(ETA, K, "uniform")
 RATIO = maps.log_ratio(RIGHT, K)
-
-FRONT_POINTS = ((9, 260.0), (15, 415.0), (23, 620.0), (31, 785.0))
-"""Length, thousand trajectories until NAIL solves it at eta = 0.2 (arXiv:2606.30923 Fig. 4, about the mean of F and R)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,34 +58,34 @@ def run(seed: int = 0, progress: Progress = silent, settings: Settings = Setting
     """
     del seed
     curves = read_demo(settings.run_folder) if settings.run_folder else load(SHIPPED_DEMO)
-    long, grid = load(SHIPPED_LONG), load(GRID)
+    long, series, grid = load(SHIPPED_LONG), load(SHIPPED_SERIES), load(GRID)
     if not 0 < settings.initial_error < 1 or not settings.time_step > 0 or not settings.stall_factor > 0:
         raise ValueError(
             f"initial_error in (0, 1), time_step > 0 and stall_factor > 0 expected, got {settings.initial_error}, "
             f"{settings.time_step}, {settings.stall_factor}."
         )
     progress(0.05)
-    flow = partial(advance, RIGHT, LENGTH, K, spread=settings.spread, time_step=settings.time_step)
-    greedy = flow(is_greedy=True, max_time=1000.0)
-    progress(0.4)
-    sampled = flow(is_greedy=False, max_time=settings.stall_factor * greedy.end_time)
+    moving = mean_field_moving.move(
+        RIGHT, LENGTH, K, settings.spread, settings.time_step, settings.stall_factor, progress
+    )
     progress(0.95)
-    line = fit_line(*_front_points())
+    times = mean_field_moving.nail_times(grid, ETA)
     rows = (
         *_map_rows(),
         *_figure_rows(),
         *_sampling_rows(),
         *mean_field_grid.rows(grid, settings.initial_error),
-        *_front_rows(line, greedy, sampled),
-        *demo.rows(curves, long),
+        *mean_field_moving.rows(times, moving),
+        *(demo.own_rows(curves) if settings.run_folder else demo.rows(curves)),
+        *mean_field_long.rows(long, series),
     )
     panels = (
         _map_panel(settings.initial_error),
         mean_field_grid.panel(grid, settings.initial_error),
-        _front_panel(line, greedy, sampled),
-        demo.panel(curves),
+        mean_field_moving.panel(times, moving),
+        demo.panel(curves, "Own run" if settings.run_folder else "Demo"),
     )
-    reading = (*_reading(grid, sampled), demo.reading(curves), demo.reading_long(long))
+    reading = (*_reading(grid, moving), demo.reading(curves), mean_field_long.reading(long, series))
     progress(1.0)
     return Outcome(rows=rows, panels=panels, reading=reading, settings=asdict(settings))
 
@@ -185,8 +190,9 @@ def _figure_rows() -> list[Row]:
             bound=0.02,
             measured=max(abs(path.loss_nats - loss) for path, loss in online),
             is_refuted=True,
-            note=f"maps {online[0][0].loss_nats:.3f} and {online[1][0].loss_nats:.3f}, figure 1.67 and 1.62, better and in "
-            f"the other order; maps delayed by 1 or 2 positions: F {late[0]:.2f}, {late[1]:.2f}, R {late[2]:.2f}, {late[3]:.2f}",
+            note=f"maps {online[0][0].loss_nats:.3f} and {online[1][0].loss_nats:.3f}, figure 1.67 and 1.62, better (OPD "
+            f"only: BC and NAIL end at theirs) and in the other order; maps delayed by 1 or 2 positions: "
+            f"F {late[0]:.2f}, {late[1]:.2f}, R {late[2]:.2f}, {late[3]:.2f}",
         ),
     ]
 
@@ -202,7 +208,8 @@ def _reverse(clean: float) -> float:
 def _sampling_rows() -> list[Row]:
     """What the optimum still knows, and the roll-out temperature between greedy and sampled."""
     opd = maps.forward_walk(RIGHT, LENGTH, K)
-    weak = float(maps.signal(opd, RIGHT, K)[-1])
+    signal_T, exact_T = maps.signal(opd, RIGHT, K), maps.exact_margins(RIGHT, LENGTH, K)
+    off = max(abs(float(Decimal(s) / e - 1)) for s, e in zip(signal_T.tolist(), exact_T, strict=True))
     forward, reverse = (maps.critical_temperature(opt, LENGTH, K) for opt in (_forward, _reverse))
     hot_f = maps.walk(_forward, LENGTH, K, temperature=0.5)
     hot_r = maps.walk(_reverse, LENGTH, K, temperature=0.5)
@@ -210,13 +217,15 @@ def _sampling_rows() -> list[Row]:
     source = f"DERIVED; {PAPER} temperature sweep"
     return [
         Row(
-            claim="OPD-F's optimum is right by a positive margin at every position",
+            claim=f"OPD-F's margins over chance, {LENGTH} positions, are those of a 60-digit map (rel.)",
             source="DERIVED",
-            relation=">=",
+            relation="=",
             bound=0.0,
-            measured=weak,
-            note=f"position {LENGTH}; greedy decoding of the optimum is right: what fails is learning it; each further "
-            f"position costs a factor {opd.clean_T[-1] / opd.clean_T[-2]:.4f} (1/K)",
+            measured=off,
+            num=LENGTH,
+            tolerance=1e-12,
+            note=f"{float(exact_T[-1]):.1e} at position {LENGTH}, all positive: greedy decoding of the optimum is right, what "
+            f"fails is learning it; each further position costs a factor {float(exact_T[-1] / exact_T[-2]):.4f} (1/K)",
         ),
         Row(
             claim="critical roll-out temperature is between 0.3 (works in runs) and 0.5 (fails)",
@@ -237,54 +246,6 @@ def _sampling_rows() -> list[Row]:
             note=f"reverse loss: {hot_r.loss_nats:.3f}, run 0.55",
         ),
     ]
-
-
-def _front_points() -> tuple[np.ndarray, np.ndarray]:
-    lengths, times = zip(*FRONT_POINTS, strict=True)
-    return np.array(lengths, dtype=float), np.array(times)
-
-
-def _front_rows(line: Fit, greedy: Front, sampled: Front) -> list[Row]:
-    """The front in the paper's runs and in the model."""
-    origin = fit_line(*_front_points(), through_origin=True)
-    steps = np.diff(greedy.solved_time_T[LENGTH // 3 :])
-    model = fit_line(np.arange(1.0, LENGTH + 1), greedy.solved_time_T)
-    return [
-        Row(
-            claim="NAIL's time, eta = 0.2, is a line of slope 26 k trajectories a position (+- 1 k)",
-            source=f"DERIVED; {PAPER} Fig. 4",
-            relation="=",
-            bound=26.0,
-            measured=line.slope,
-            tolerance=1.0,
-            num=len(FRONT_POINTS),
-            is_refuted=True,
-            note=f"intercept {line.intercept:.0f} k, residuals up to {line.largest_residual:.0f} k; 26 is the line through "
-            f"the origin: {origin.slope:.1f}, residuals up to {origin.largest_residual:.0f} k",
-        ),
-        Row(
-            claim="front model, greedy prefixes: slowest over fastest position, later two thirds",
-            source="DERIVED",
-            relation="<=",
-            bound=1.1,
-            measured=float(steps.max() / steps.min()),
-            num=len(steps),
-            note=f"linear: {model.slope:.2f} flow times a position, largest residual {model.largest_residual:.2f}",
-        ),
-        Row(
-            claim=f"front model, prefixes at T = 1: positions solved of {LENGTH}, in far more time",
-            source="DERIVED",
-            relation="<=",
-            bound=maps.solved_depth(1.67, LENGTH, K, -math.log(RIGHT)),
-            measured=sampled.depth,
-            note="bound: depth that the paper's OPD-F reaches by its loss; it ends at the map's fixed point to "
-            f"{np.abs(_right(sampled) - maps.forward_walk(RIGHT, LENGTH, K).right_T).max():.1e}",
-        ),
-    ]
-
-
-def _right(front: Front) -> np.ndarray:
-    return 1 / (1 + (K - 1) * np.exp(-front.gap_T))
 
 
 def _map_panel(initial_error: float) -> Panel:
@@ -311,54 +272,19 @@ def _map_panel(initial_error: float) -> Panel:
     )
 
 
-def _front_panel(line: Fit, greedy: Front, sampled: Front) -> Panel:
-    """Time in trajectories: one flow time is set so that the model's front has the fitted slope."""
-    position = np.arange(1.0, LENGTH + 1)
-    unit = line.slope / fit_line(position, greedy.solved_time_T).slope
-    lengths, times = _front_points()
-    depth = sampled.depth
-    stalled = [*(sampled.solved_time_T[:depth] * unit).tolist(), sampled.end_time * unit]
-    return Panel(
-        title=f"NAIL's front, eta = {ETA}, K = 7",
-        x_label="thousand trajectories (unit of the model fitted)",
-        y_label="positions solved",
-        lines=[
-            Line(label="paper, NAIL", x=times.tolist(), y=lengths.tolist(), group="nail"),
-            Line(
-                label=f"line, {line.slope:.1f} k a position",
-                x=(line.intercept + line.slope * lengths).tolist(),
-                y=lengths.tolist(),
-                role="bound",
-                group="nail",
-            ),
-            Line(
-                label="model, greedy prefixes",
-                x=(greedy.solved_time_T * unit).tolist(),
-                y=position.tolist(),
-                role="predicted",
-                group="nail",
-            ),
-            Line(
-                label="model, prefixes at T = 1",
-                x=stalled,
-                y=[*range(1, depth + 1), depth],
-                role="predicted",
-                group="opd",
-            ),
-        ],
-    )
-
-
-def _reading(grid: dict, sampled: Front) -> tuple[str, ...]:
+def _reading(grid: dict, moving: Moving) -> tuple[str, ...]:
     forward = maps.forward_walk(RIGHT, LENGTH, K)
     weak = maps.signal(forward, RIGHT, K)
+    widest = critical_spread(RIGHT, LENGTH, K)
     critical = maps.critical_temperature(_forward, LENGTH, K)
     return (
         f"With K = 7 and eta = {ETA} a student that samples its own prefixes at T = 1 is right on clean prefixes with "
         f"probability {', '.join(f'{p:.2f}' for p in forward.right_T[:5])} and so on; at eta = 0 any error grows by 13/7 a "
         f"position for the forward loss and hardly at all for the reverse one.",
         f"Its optimum is still right greedily, by margins that fall to {weak[9]:.0e} at position 10: what fails is learning "
-        f"them, and the front model stalls after {sampled.depth} positions where greedy prefixes solve all {LENGTH}.",
+        f"them; the front model stalls after {moving.sampled.depth} positions where greedy prefixes solve "
+        f"{moving.greedy.depth} of {LENGTH}, at a chosen spread of logits over prompts of {moving.spread:g}: above {widest:.2f} "
+        "greedy prefixes stop short, too.",
         f"Roll-outs stay clean over {LENGTH} positions up to temperature {critical:.2f} (runs: 0.3 works, 0.5 fails); offline "
         f"times of the grid go as 1/signal (RMS of ln ratio {mean_field_grid.log_error(grid, 1):.2f}, one time a length "
         f"fitted at eta = 0), not as 1/signal^2 ({mean_field_grid.log_error(grid, 2):.2f}); online, 1/signal orders the cells "
