@@ -9,6 +9,7 @@ import pytest
 
 from understudy.theory import accumulation as acc
 from understudy.theory import accumulation_rivals as rivals
+from understudy.theory import accumulation_shared as shared
 from understudy.theory.experiments import error_accumulation as experiment
 from understudy.theory.intervals import bounded_mean_interval, proportion_interval
 from understudy.theory.mdp import noised, trajectory_hellinger_sq
@@ -96,10 +97,11 @@ SMALL = experiment.Settings(
     table_runs=150,
     clone_rare=2,
     clone_horizon=3,
-    clone_runs=150,
+    clone_runs=4000,
     coverages=(1, 2, 4),
     lock_horizons=(2, 4),
-    rival_runs=2500,
+    rival_runs=20_000,
+    lock_runs=600,
 )
 
 
@@ -119,7 +121,7 @@ def test_experiment():
     found = {line.label: list(line.y) for line in accumulation.lines}
     error = 4 * (1 / 301) * (300 / 301) ** 300
     assert found["H^2 eps"] == pytest.approx([error * 4, error * 16, error * 64])
-    assert found["either, labels shared, R = 1"] == pytest.approx([error] * 3)
+    assert found["either, labels shared, state not moved, R = 1"] == pytest.approx([error] * 3)
     needs = [[list(line.y) for line in panel.lines[:2]] for panel in outcome.panels[1:3]]
     # Least n with 2 C/(n + 1) (n/(n + 1))^n <= 0.05 for C = 1, 2, 4: about 40 C / e.
     assert needs[0] == [[15, 29, 59], [15, 15, 15]]
@@ -130,8 +132,43 @@ def test_experiment():
         <= 0.05
         < rivals.lock_failure(4, 0.2, int(needs[1][0][1]) - 1)
     )
-    # Offline x online: none, cliff, ditch, class, noise; a doubling at small regret costs 1, 2, 2, 2 and (1/0.8)^16 times.
+    # Offline x online: none, shared ditch, cliff, ditch, class, noise. A doubling at small regret costs 1, 1, 2, 2, 2 and
+    # (1/0.8)^16 times the episodes.
     assert summary.heat is not None
     offline, online = zip(*summary.heat.values, strict=True)
-    assert offline == pytest.approx([1, 2, 2, 2, 0.8**-16], rel=0.1)
-    assert online == pytest.approx([1, 2, 1, 1, 1], rel=0.1)
+    assert offline == pytest.approx([1, 1, 2, 2, 2, 0.8**-16], rel=0.1)
+    # In the shared ditch the episodes needed online are 5 and 3: about half, in whole numbers.
+    for horizon, needed in ((16, 5), (32, 3)):
+        assert (
+            shared.share_lost(horizon, 4, needed, True)
+            <= 0.05
+            < shared.share_lost(horizon, 4, needed - 1, True)
+        )
+    assert online[1] == 3 / 5
+    assert (online[0], *online[2:]) == pytest.approx([1, 2, 1, 1, 1], rel=0.1)
+    # Online a ditch with shared labels is climbed again: 2 I/(e n H), offline I/(2 e n).
+    drift = {name: found[f"{name}, labels shared, ditch"] for name in ("offline", "DAgger")}
+    assert drift["DAgger"][-1] == pytest.approx(8 / (math.e * 300), rel=0.15)
+    assert drift["offline"][-1] == pytest.approx(8 * 4 / (2 * math.e * 300), rel=0.2)
+
+
+NEIGHBOURS = {
+    "log-loss cloning": (1, 3),
+    "DAgger, same class": (1, 3),
+    "class misses the expert, offline, C": (3.85, 4.2),
+}
+
+
+def test_simulated_rows_reject_their_neighbours():
+    """One demonstration fewer or more, or another C, does not fit the interval of the row."""
+    rows = experiment.run(3, settings=SMALL).rows
+    prob_I = rivals.hardest_contexts(4, 4, 200)
+    for start, neighbours in NEIGHBOURS.items():
+        (row,) = (row for row in rows if row.claim.startswith(start) and row.low is not None)
+        assert row.low is not None
+        assert row.high is not None
+        for other in neighbours:
+            is_class = start.startswith("class")
+            z, num = 1 / 13, 12 + (-1 if other == 1 else 1)
+            value = rivals.uncovered_risk(prob_I, other, 200) if is_class else 2 * z * (1 - z) ** num
+            assert not row.low <= value <= row.high

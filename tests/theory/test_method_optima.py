@@ -308,6 +308,28 @@ def test_the_inequalities_of_the_experiment_could_fail():
     assert row.bound == pytest.approx(1.75**4 - 1, abs=1e-12)
 
 
+@pytest.mark.parametrize(("writer", "meant"), [("student", [0.6, 0.1, 0.3]), ("greedy", [1.0, 0.0, 0.0])])
+def test_a_slip_is_a_uniform_token_in_what_the_student_writes(writer, meant):
+    policy = tuple(np.tile([0.6, 0.1, 0.3], (len(DIGITS), V**t, 1)) for t in range(2))
+    weights = prefix_weights(world_of(), Choice(writer=writer, loss="forward", slip=0.3), policy)
+    expected = [0.7 * p + 0.1 for p in meant]
+    assert weights[1][0].tolist() == pytest.approx(expected, abs=1e-15)
+
+
+def test_slips_grow_linearly_on_greedy_prefixes_and_geometrically_on_sampled_ones():
+    rows = experiment.run(settings=SMALL)
+    greedy_row = row_named(rows, "Tied nail-known: the same slip")
+    sampled_row = row_named(rows, "Tied opd-known: a slip")
+    # V = 4, H = 5: four tokens written before the last position, each wrong with probability 3/4 s.
+    assert greedy_row.bound == 3.0
+    assert greedy_row.measured == pytest.approx(3.0, abs=1e-4)
+    assert sampled_row.measured == pytest.approx(1.75**4 - 1, rel=1e-4)
+    panel = experiment.run(settings=SMALL).panels[-1]
+    shares = {line.label: np.array(line.y) / SMALL.slip for line in panel.lines}
+    assert shares["tied nail-known"] == pytest.approx(np.array([0.75, 1.5, 2.25, 3.0]), abs=1e-4)
+    assert shares["tied opd-known"] == pytest.approx(1.75 ** np.arange(1, 5) - 1, rel=1e-4)
+
+
 def test_extend_keeps_the_order_of_prefixes():
     weight_PN = np.array([[0.25, 0.75]])
     law_PNV = np.array([[[0.5, 0.5], [0.2, 0.8]]])

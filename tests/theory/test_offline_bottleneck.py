@@ -345,7 +345,7 @@ def test_experiment_measures_what_its_rows_say():
     assert measured("Fixed contexts: C N demonstrations") == pytest.approx(least, rel=1e-9)
     # |Pi| = 4, C = 1, N = 5 is the worst point of the grid: contexts at 1/5 and 4/5
     worst = 0.5 * (0.2 * 0.8**5 + 0.8 * 0.2**5) / (2 * math.log(2) / 5)
-    assert measured("|Pi| >= 4: risk") == pytest.approx(worst, rel=1e-9)
+    assert measured("|Pi| = 2^l, l >= 2: risk") == pytest.approx(worst, rel=1e-9)
     # every line of the printed pictures is drawn for the law it names
     (panel,) = (p for p in run(0, settings=SMALL).panels if p.title.startswith("Risk against coverage"))
     offline, closed = panel.lines[0], panel.lines[1]

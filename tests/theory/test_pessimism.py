@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from understudy.theory import pessimism
+from understudy.theory import pessimism, pessimism_checks
 from understudy.theory.alignment import random_students
 from understudy.theory.bounds.pessimism import explicit_bound, printed_bound, scaled_bound, theory_beta
 from understudy.theory.experiments import pessimism as experiment
@@ -312,6 +312,57 @@ def test_printed_root_does_not_scale():
     assert loss > 5 * printed_bound(coverage, coverage, 1e4, 2, num) / 1e4
     assert loss < 2 * scaled_bound(coverage, coverage, 1e4, 2, num) / 1e4
     assert theory_beta(coverage, 1e4, 2, num, 0.05) == pytest.approx(1e4 * beta, rel=1e-12)
+
+
+CAUGHT = ("P(loss > derived", "Largest expected loss", "Constant that two students")
+
+
+@pytest.mark.parametrize("always_missed", [False, True])
+def test_rows_on_the_explicit_bound_can_fail(monkeypatch, always_missed):
+    """A learner that always takes the worse student: its gaps reach beyond 4 beta C and what the bound adds."""
+    if always_missed:
+        monkeypatch.setattr(
+            pessimism, "_miss", lambda good, bad: np.ones(np.broadcast_shapes(good.shape, bad.shape))
+        )
+    rows = experiment.run(seed=1, settings=SMALL).rows
+    found = {start: row.holds for start in CAUGHT for row in rows if row.claim.startswith(start)}
+    assert found == dict.fromkeys(CAUGHT, "no" if always_missed else "yes")
+
+
+def test_the_row_on_random_classes_can_fail(monkeypatch):
+    """The least promising student instead of the best, and the same bound with a learner that is right."""
+    make = lambda: pessimism_checks.random_row(np.random.default_rng(0), 10, 20, 0.05)  # noqa: E731
+    assert make().holds == "yes"
+    argmax = pessimism.even_argmax
+    monkeypatch.setattr(pessimism, "even_argmax", lambda objective_RK: argmax(-objective_RK))
+    assert make().holds == "no"
+
+
+def test_cells_that_can_break_the_bound_are_counted():
+    """8 beta C is above the bound where its linear term is below 4 beta C and the gap still is at most 1."""
+    coverages, nums = (4.0, 64.0), (300, 30_000)
+    expected = 0
+    for coverage, num in product(coverages, nums):
+        log_term = math.log(8 / 0.05)
+        root = math.sqrt(coverage * log_term / (2 * num))  # beta C
+        expected += min(8 * root, 1) > 4 * root + 2 * (coverage + 1) * log_term / (3 * num)
+    assert pessimism.families(coverages, nums, 0.05).num_breakable == expected == 3
+
+
+def test_the_contest_does_not_depend_on_beta_because_penalties_are_equal(monkeypatch):
+    even = pessimism.rivals(3, 0.1, 4.0, 6.0)
+    contest = pessimism_checks.contest(np.random.default_rng(0), even, (20, 60), 300, 0.05)
+    assert contest.beta_effect == 0.0
+    base_XY = np.tile([0.2, 0.3, 0.5], (3, 1))
+    logged = pessimism.LoggedBandit(
+        even.logged.context_X, base_XY, even.logged.score_XY, even.logged.student_KXY
+    )
+    uneven = pessimism.Rivals(logged, even.expert_XY, even.reward_XY)
+    # The learner's beta against 0 and 10: at 10 only the first, at 0 only the second can make a difference.
+    for beta in (10.0, 0.0):
+        monkeypatch.setattr(pessimism_checks, "theory_beta", lambda *_, beta=beta: beta)
+        found = pessimism_checks.contest(np.random.default_rng(0), uneven, (20, 60), 300, 0.05)
+        assert found.beta_effect > 0.1
 
 
 def test_families_take_the_worst_gap():

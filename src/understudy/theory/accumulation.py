@@ -200,44 +200,63 @@ def context_world(horizon: int, num_rare: int, rate: float) -> tuple[World, Arra
     return world, candidates_KHSA, np.array([regret(world, student) for student in candidates_KHSA])
 
 
-def most_likely(candidates_KHSA: Array, state_NH: Array, action_NH: Array, regret_K: Array) -> int:
-    """The candidate with the largest likelihood of all labels; of several, the one with the largest regret."""
+def log_likelihoods(candidates_KHSA: Array, state_NH: Array, action_NH: Array) -> Array:
+    """[N, K]: the log-likelihood of every episode's labels under every candidate."""
     steps = np.arange(state_NH.shape[1])
     with np.errstate(divide="ignore"):
-        logp_K = np.log(candidates_KHSA[:, steps, state_NH, action_NH]).sum((1, 2))
-    is_best_K = logp_K >= logp_K.max() - 1e-9
-    return int(np.where(is_best_K, regret_K, -math.inf).argmax())
+        return np.log(candidates_KHSA[:, steps, state_NH, action_NH]).sum(-1).T
+
+
+def worst_of_best(logp_RK: Array, regret_K: Array) -> Array:
+    """[R]: the candidate with the largest log-likelihood; of several, the one with the largest regret."""
+    is_best_RK = logp_RK >= logp_RK.max(1, keepdims=True) - 1e-9
+    return np.where(is_best_RK, regret_K, -math.inf).argmax(1)
 
 
 def clone_offline(
-    world: World, candidates_KHSA: Array, regret_K: Array, num_demos: int, generator: np.random.Generator
-) -> int:
-    """Log-loss cloning, arXiv:2407.15007: the index of the candidate it returns.
+    world: World,
+    candidates_KHSA: Array,
+    regret_K: Array,
+    num_demos: int,
+    num_runs: int,
+    generator: np.random.Generator,
+) -> Array:
+    """Log-loss cloning, arXiv:2407.15007: the indices [R] of the candidates that independent runs return.
 
     1 draw n trajectories of the expert
     2 return argmax over the class of the sum of log pi(a_h | s_h)
     """
-    state_NH, action_NH = sample_trajectories(world.mdp, world.expert_HSA, num_demos, generator)  # 1
-    return most_likely(candidates_KHSA, state_NH, action_NH, regret_K)  # 2
+    state_NH, action_NH = sample_trajectories(
+        world.mdp, world.expert_HSA, num_runs * num_demos, generator
+    )  # 1
+    logp_NK = log_likelihoods(candidates_KHSA, state_NH, action_NH)
+    return worst_of_best(logp_NK.reshape(num_runs, num_demos, -1).sum(1), regret_K)  # 2
 
 
 def clone_online(
-    world: World, candidates_KHSA: Array, regret_K: Array, num_episodes: int, generator: np.random.Generator
-) -> int:
-    """DAgger with the same class and loss, arXiv:1011.0686 Alg. 3.1 without the expert's first roll-in.
+    world: World,
+    candidates_KHSA: Array,
+    regret_K: Array,
+    num_episodes: int,
+    num_runs: int,
+    generator: np.random.Generator,
+) -> Array:
+    """DAgger with the same class and loss, arXiv:1011.0686 Alg. 3.1 without the expert's first roll-in: indices [R].
 
     1 for t in 1..n:
     2   play an episode with the most likely candidate so far
     3   ask the expert for its action at every visited state, and keep all labels
     4 return the most likely candidate
     """
-    states, labels = np.zeros((0, world.mdp.horizon), int), np.zeros((0, world.mdp.horizon), int)
+    logp_RK = np.zeros((num_runs, len(candidates_KHSA)))
     for _ in range(num_episodes):  # 1
-        student = candidates_KHSA[most_likely(candidates_KHSA, states, labels, regret_K)]
-        state_1H, _ = sample_trajectories(world.mdp, student, 1, generator)  # 2
-        states = np.concatenate([states, state_1H])
-        labels = np.concatenate([labels, sample_labels(world.expert_HSA, state_1H, generator)])  # 3
-    return most_likely(candidates_KHSA, states, labels, regret_K)  # 4
+        student_R = worst_of_best(logp_RK, regret_K)
+        for k in np.unique(student_R):
+            runs = np.flatnonzero(student_R == k)
+            state_NH, _ = sample_trajectories(world.mdp, candidates_KHSA[k], len(runs), generator)  # 2
+            label_NH = sample_labels(world.expert_HSA, state_NH, generator)
+            logp_RK[runs] += log_likelihoods(candidates_KHSA, state_NH, label_NH)  # 3
+    return worst_of_best(logp_RK, regret_K)  # 4
 
 
 def hardest_missing_rate(num_rare: int, num_draws: int) -> float:

@@ -134,7 +134,7 @@ class Choice:
     known_rate: float | None = None
     """Of `known`: the rate that the student believes; None: the true one."""
     slip: float = 0.0
-    """Of `student`: probability that a token of a rollout is replaced by a uniform one; the objective does not know."""
+    """Of what a student writes: probability that a token of a rollout is replaced by a uniform one, which no loss knows."""
 
 
 CHOICES: dict[str, Choice] = {
@@ -197,9 +197,8 @@ def solve(world: World, choice: Choice, *, is_tied: bool) -> Optimum:
 
 
 def _written(choice: Choice, law_PNV: Array) -> Array:
-    if choice.writer == "greedy":
-        return greedy(law_PNV)
-    return (1 - choice.slip) * law_PNV + choice.slip / law_PNV.shape[-1]
+    meant_PNV = greedy(law_PNV) if choice.writer == "greedy" else law_PNV
+    return (1 - choice.slip) * meant_PNV + choice.slip / law_PNV.shape[-1]
 
 
 def _solve_rounds(world: World, choice: Choice, is_tied: bool) -> Optimum:

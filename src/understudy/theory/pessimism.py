@@ -17,7 +17,6 @@ import numpy as np
 from scipy import stats
 
 from understudy.theory.bounds.pessimism import explicit_bound, printed_bound, theory_beta
-from understudy.theory.intervals import bounded_mean_interval
 from understudy.theory.mdp import require_laws
 
 Array = np.ndarray
@@ -323,22 +322,25 @@ class Families(NamedTuple):
     """With constant 1 and V_max = 1."""
     worst_failure: float
     """Largest probability of a loss above the explicit bound."""
+    num_breakable: int
+    """Cells [C, N] with a gap above the explicit bound: in the others no learner can exceed it."""
     scale_error: float
     """|loss at V_max = LARGE, divided by it, - loss at 1|, largest over gaps at the first N."""
 
 
 def families(coverages: Sequence[float], nums: Sequence[int], failure: float) -> Families:
-    """`two_student_miss` on a grid; the gaps run through 0.05 to 4 times beta C, around the worst one.
+    """`two_student_miss` on a grid; the gaps run through 0.05 to 8 times beta C, or to 1, the largest possible.
 
+    The worst gap is near beta C. The explicit bound is 4 beta C and a term of order 1/N: gaps above it show whether it holds.
     The coverages must be >= 2, so that pi* is the student covered worst.
     """
     tables = np.empty((5, len(coverages), len(nums)))
-    failures, scale_error = [], 0.0
+    failures, scale_error, num_breakable = [], 0.0, 0
     for i, coverage in enumerate(coverages):
         for j, num in enumerate(nums):
             beta, loose_beta = (theory_beta(at, 1.0, 2, num, failure) for at in (coverage, 1.0))
             gap_G, loose_gap_G = (
-                np.minimum(np.linspace(0.05, 4, 80) * b * coverage, 1) for b in (beta, loose_beta)
+                np.minimum(np.linspace(0.05, 8, 160) * b * coverage, 1) for b in (beta, loose_beta)
             )
             miss_G = two_student_miss(coverage, gap_G, num, beta)
             explicit = explicit_bound(beta, coverage, coverage, 1.0, 2, num, failure, is_one_context=True)
@@ -350,11 +352,14 @@ def families(coverages: Sequence[float], nums: Sequence[int], failure: float) ->
                 printed_bound(coverage, coverage, 1.0, 2, num),
             )
             failures.append(float(np.where(gap_G > explicit, miss_G, 0).max()))
+            num_breakable += bool(gap_G.max() > explicit)
             if j == 0:
                 large_miss_G = two_student_miss(coverage, gap_G, num, LARGE * beta, LARGE)
                 scale_error = max(scale_error, float(np.abs(gap_G * (large_miss_G - miss_G)).max()))
     worst_CN, agnostic_CN, normal_CN, explicit_CN, printed_CN = tables
-    return Families(worst_CN, agnostic_CN, normal_CN, explicit_CN, printed_CN, max(failures), scale_error)
+    return Families(
+        worst_CN, agnostic_CN, normal_CN, explicit_CN, printed_CN, max(failures), num_breakable, scale_error
+    )
 
 
 def normal_miss(coverage: float, gap_G: Array, num: int, beta: float) -> Array:
@@ -364,32 +369,3 @@ def normal_miss(coverage: float, gap_G: Array, num: int, beta: float) -> Array:
     """
     deviation = coverage / (2 * np.sqrt((coverage - 1) * num))
     return stats.norm.cdf((beta * (coverage - coverage / (coverage - 1)) - gap_G) / deviation)
-
-
-class Contest(NamedTuple):
-    """Mean value losses (mean, low, high) by N, and the closed forms."""
-
-    pessimistic: list[tuple[float, float, float]]
-    offline: list[tuple[float, float, float]]
-    pessimistic_exact: list[float]
-    offline_exact: list[float]
-
-
-def contest(
-    generator: np.random.Generator, world: Rivals, nums: Sequence[int], num_reps: int, failure: float
-) -> Contest:
-    """Both learners on `num_reps` logs of N samples each; the pessimistic one with the theory's beta."""
-    logged, result = world.logged, Contest([], [], [], [])
-    base_coverage = float(logged.coverage_K.max())
-    expert_coverage = 1 / float(world.expert_XY[0, 1])
-    for num in nums:
-        beta = theory_beta(base_coverage, 1.0, len(logged.student_KXY), num, failure)
-        counts_RXY = draw_counts(logged.context_X, logged.base_XY, num, num_reps, generator)
-        demos_RXY = draw_counts(logged.context_X, world.expert_XY, num, num_reps, generator)
-        pessimistic_R = world.value_loss(pessimistic_choice(logged, counts_RXY, beta))
-        offline_R = world.value_loss(imitation_choice(logged.student_KXY, demos_RXY))
-        result.pessimistic.append(bounded_mean_interval(pessimistic_R, 0, 1))
-        result.offline.append(bounded_mean_interval(offline_R, 0, 1))
-        result.pessimistic_exact.append(unseen_risk(logged.context_X, base_coverage, num))
-        result.offline_exact.append(unseen_risk(logged.context_X, expert_coverage, num))
-    return result

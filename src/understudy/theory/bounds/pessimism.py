@@ -22,7 +22,8 @@ def printed_bound(
     Two things are wrong with it as printed (both DERIVED, both shown by the experiment). V_max stands inside the root: if f
     is doubled with everything else the loss doubles and the root does not, so no c serves every V_max; read it with
     V_max = 1, or use `scaled_bound`. And for students that are not deterministic PL can be as large as |Y| at coverage 1,
-    so that with beta at the theorem's scale no c serves every |Y|; sum_y pi^2/pi_base is at most the coverage.
+    so that with a beta that does not know |Y| no c serves every |Y| (one far below 1/|Y| may); sum_y pi^2/pi_base is at most
+    the coverage and needs no such knowledge.
 
     Args:
         class_coverage, best_coverage: >= 1.

@@ -184,6 +184,7 @@ def _tied_rows(solved: _Solved, settings: Settings) -> list[Row]:
         distance(world, tied[name], "noisy", where="trained") for name in ("nail-f", "nail-r", "nail-mix")
     )
     dagger_H, opd_H, kd_H = (solved.tied_right_H(name) for name in ("dagger", "opd-f", "kd"))
+    gaps = (kd_H - opd_H, dagger_H - opd_H, kd_H - dagger_H)
     mean_share = np.mean([_choice("dagger", settings).decay ** r for r in range(settings.dagger_rounds)])
     ahead = (right - 1 / num_tokens) * right * (right - opd_H[1]) * mean_share
     return [
@@ -207,31 +208,19 @@ def _tied_rows(solved: _Solved, settings: Settings) -> list[Row]:
             distance(world, tied["opd-known"], "clean", where="right"),
             note="a fixed point, but an unstable one: see the growth of a slip",
         ),
-        Row(
-            claim="Tied opd-f is below kd at every position: largest p(opd-f) - p(kd)",
-            source=_SOURCE,
-            relation="<=",
-            bound=0.0,
-            measured=float((opd_H - kd_H).max()),
-            tolerance=_ROUNDING,
-            num=horizon,
-        ),
-        Row(
-            claim="Tied dagger lies between opd-f and kd at every position: least gap",
-            source=_SOURCE,
-            relation=">=",
-            bound=0.0,
-            measured=float(min((dagger_H - opd_H).min(), (kd_H - dagger_H).min())),
-            tolerance=_ROUNDING,
-            num=horizon,
-        ),
+        Row(claim="Tied opd-f is never above kd, dagger never outside them: least gap", source=_SOURCE, relation=">=",
+            bound=0.0, measured=float(min(gap_H.min() for gap_H in gaps)), tolerance=_ROUNDING, num=horizon,
+            note="all three are equal at positions 1 and 2"),
+        Row(claim="From position 3 on opd-f is below dagger, dagger below kd: least gap > 1e-6", source=_SOURCE,
+            relation=">=", bound=1e-6, measured=float(min(gap_H[2:].min() for gap_H in gaps)), num=horizon - 2,
+            note=f"least p(kd) - p(opd-f) there {(kd_H - opd_H)[2:].min():.3g}"),
         _equal(
             f"Tied dagger, {settings.dagger_rounds} rounds: its lead over opd-f at position 3",
             dagger_H[2] - opd_H[2],
             float(ahead),
             note="(a - 1/V) a (a - p_2) mean of decay^r: it dies like 1 / rounds",
         ),
-    ]
+    ]  # fmt: skip
 
 
 def _further_rows(world: World, solved: _Solved, settings: Settings) -> list[Row]:
@@ -242,6 +231,7 @@ def _further_rows(world: World, solved: _Solved, settings: Settings) -> list[Row
         for name in PLAIN
     )
     growth = (2 - 1 / num_tokens) ** (world.horizon - 1) - 1
+    linear = (1 - 1 / num_tokens) * (world.horizon - 1)
     over, under = (1 + world.rate) / 2, world.rate / 2
     too_high = solve(world, replace(CHOICES["nail-known"], known_rate=over), is_tied=True)
     too_low = solve(world, replace(CHOICES["nail-known"], known_rate=under), is_tied=True)
@@ -261,9 +251,16 @@ def _further_rows(world: World, solved: _Solved, settings: Settings) -> list[Row
         _equal("Without absorption plain tied methods lose nothing: largest TV to noisy law", spared),
         _equal(
             "Tied opd-known: a slip s in rollouts grows to ((2-1/V)^(H-1) - 1) s",
-            _slip_H(world, settings)[-1] / settings.slip,
+            _slip_H(world, settings, "opd-known")[-1] / settings.slip,
             growth,
             tolerance=10 * settings.slip * growth**2,
+            note="tolerance: the second order in s",
+        ),
+        _equal(
+            "Tied nail-known: the same slip grows to (1-1/V) (H-1) s, linearly",
+            _slip_H(world, settings, "nail-known")[-1] / settings.slip,
+            linear,
+            tolerance=10 * settings.slip * linear**2,
             note="tolerance: the second order in s",
         ),
         _equal(
@@ -291,9 +288,9 @@ def _further_rows(world: World, solved: _Solved, settings: Settings) -> list[Row
     ]
 
 
-def _slip_H(world: World, settings: Settings) -> Array:
-    """Share of prefixes of tied opd-known's rollouts that are wrong, by position."""
-    slipped = solve(world, replace(CHOICES["opd-known"], slip=settings.slip), is_tied=True)
+def _slip_H(world: World, settings: Settings, name: str) -> Array:
+    """Share of prefixes of a tied student's rollouts that are wrong, by position, when every token may slip."""
+    slipped = solve(world, replace(CHOICES[name], slip=settings.slip), is_tied=True)
     wrong = [(w_PN * ~world.is_right(t)).sum() / world.num_prompts for t, w_PN in enumerate(slipped.weights)]
     return np.array(wrong)
 
@@ -360,22 +357,24 @@ def _success_panel(solved: _Solved) -> Panel:
 
 def _slip_panel(world: World, settings: Settings) -> Panel:
     x = _positions(world.horizon)[1:]
-    growth_H = (2 - 1 / world.num_tokens) ** np.arange(1, world.horizon) - 1
+    steps_H = np.arange(1, world.horizon)
+    predicted = {
+        "opd-known": ("((2-1/V)^(t-1) - 1) s", (2 - 1 / world.num_tokens) ** steps_H - 1),
+        "nail-known": ("(1-1/V) (t-1) s", (1 - 1 / world.num_tokens) * steps_H),
+    }
+    lines = []
+    for name, (form, growth_H) in predicted.items():
+        found = _slip_H(world, settings, name)[1:].tolist()
+        lines.append(Line(label=f"tied {name}", x=x, y=found, group=name))
+        lines.append(
+            Line(label=form, x=x, y=(settings.slip * growth_H).tolist(), role="predicted", group=name)
+        )
     return Panel(
-        title=f"opd-known: a slip of {settings.slip:g} a token in the rollouts grows",
+        title=f"A slip of {settings.slip:g} a token in the rollouts grows",
         x_label="position t",
         y_label="share of wrong prefixes",
         y_scale="log",
-        lines=(
-            Line(label="tied optimum", x=x, y=_slip_H(world, settings)[1:].tolist(), group="slip"),
-            Line(
-                label="((2-1/V)^(t-1) - 1) s",
-                x=x,
-                y=(settings.slip * growth_H).tolist(),
-                role="predicted",
-                group="slip",
-            ),
-        ),
+        lines=lines,
     )
 
 
@@ -393,7 +392,8 @@ def _reading(solved: _Solved, settings: Settings) -> tuple[str, ...]:
         "when decoded greedily, but a real student has to resolve that margin.",
         f"Knowing the noise does not help fixed data there (sft-known {tied['sft-known'].success:.3f}), as it does not say "
         f"which prefixes are poisoned; opd-known and nail-known both end clean, but on sampled prefixes a slip grows "
-        f"{2 - 1 / solved.world.num_tokens:.2f}-fold at each position, on greedy ones not at all.",
+        f"{2 - 1 / solved.world.num_tokens:.2f}-fold at each position, on greedy ones linearly (to "
+        f"{(1 - 1 / solved.world.num_tokens) * (last - 1):.2f} times its size).",
         f"dagger with {settings.dagger_rounds} rounds ends between kd and opd-f ({tied['dagger'].success:.4f}): its expert "
         "prefixes are outnumbered as rounds go on.",
     )
