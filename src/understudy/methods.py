@@ -12,9 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
-
-from torch import Tensor
 
 from understudy.errors import ConfigError
 from understudy.objectives import divergences, estimators
@@ -165,25 +164,19 @@ _PER_TOKEN = Prefixes(
 # --- objectives: one pure function each --------------------------------------------------------------------------------
 
 
-def _reverse(student_logp_nV: Tensor, expert_logp_nV: Tensor) -> Tensor:
-    # Floored like the sampled estimators, whose mean it is: a token that the expert forbids costs much, not infinitely.
-    return divergences.reverse_kl_from_logp(student_logp_nV, estimators.floored(expert_logp_nV))
-
-
 def _build_mixed(settings: LossSettings) -> RowLoss:
-    beta = settings.beta
-    assert beta is not None
-    return divergences.against_expert(
-        lambda student, expert: divergences.mixed_kl_from_logp(student, estimators.floored(expert), beta=beta)
-    )
+    assert settings.beta is not None
+    return _floored_row(partial(divergences.mixed_kl_from_logp, beta=settings.beta))
 
 
 def _build_jsd(settings: LossSettings) -> RowLoss:
-    beta = settings.beta
-    assert beta is not None
-    return divergences.against_expert(
-        lambda student, expert: divergences.generalized_jsd_from_logp(student, expert, beta=beta)
-    )
+    assert settings.beta is not None
+    return divergences.against_expert(partial(divergences.generalized_jsd_from_logp, beta=settings.beta))
+
+
+def _floored_row(divergence: divergences.Divergence) -> RowLoss:
+    # Like the sampled estimators, whose mean it is: a token that the expert forbids costs much, not infinitely.
+    return divergences.against_expert(divergence, floor_prob=divergences.EXPERT_PROB_FLOOR)
 
 
 def _noised(loss: RowLoss) -> Callable[[LossSettings], RowLoss]:
@@ -195,7 +188,7 @@ def _noised(loss: RowLoss) -> Callable[[LossSettings], RowLoss]:
 
 
 _forward_row = divergences.against_expert(divergences.forward_kl_from_logp)
-_reverse_row = divergences.against_expert(_reverse)
+_reverse_row = _floored_row(divergences.reverse_kl_from_logp)
 
 CROSS_ENTROPY = Objective(
     text="cross-entropy of the token", build=lambda _: estimators.single_label_forward_kl, token="response"

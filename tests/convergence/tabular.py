@@ -22,7 +22,7 @@ from understudy.objectives.gates import require_student_only
 from understudy.objectives.laws import DenseLaw
 from understudy.objectives.rows import RowLoss
 from understudy.records import TrainBatch
-from understudy.rollouts.sampler import draw
+from understudy.rollouts.draws import draw
 from understudy.theory.method_optima import World
 from understudy.trainer.loss import draw_labels, gate_of
 

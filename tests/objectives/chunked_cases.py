@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import torch
 from objective_oracles import forward, forward_grad, jsd, jsd_grad, reverse, reverse_grad, softmax
@@ -18,6 +19,7 @@ from understudy.objectives.divergences import (
     against_expert,
     forward_kl_from_logp,
     generalized_jsd_from_logp,
+    mixed_kl_from_logp,
     reverse_kl_from_logp,
 )
 from understudy.objectives.estimators import (
@@ -53,6 +55,27 @@ def noised_forward_grad(p, q):
     return [a * (g - mean) for a, g in zip(p, by_prob, strict=True)]
 
 
+def noised_label_grad(p, token):
+    return token_grad(p, token, -(1 - ETA) * p[token] / noised(p)[token])
+
+
+FLOOR = 0.05  # some of the expert's probabilities are below
+
+
+def floored(q):
+    """Not renormalised."""
+    return [max(x, FLOOR) for x in q]
+
+
+def mixed(p, q, beta):
+    return (1 - beta) * forward(p, q) + beta * reverse(p, q)
+
+
+def mixed_grad(p, q, beta):
+    forward_part = [a * math.fsum(q) - b for a, b in zip(p, q, strict=True)]
+    return [(1 - beta) * f + beta * r for f, r in zip(forward_part, reverse_grad(p, q), strict=True)]
+
+
 # name: (row loss, value of a row, its gradient by logit), the last two of (p, q, token, uniform)
 LOSSES = {
     "forward": (
@@ -69,6 +92,26 @@ LOSSES = {
         against_expert(partial(generalized_jsd_from_logp, beta=0.3)),
         lambda p, q, t, u: jsd(p, q, 0.3),
         lambda p, q, t, u: jsd_grad(p, q, 0.3),
+    ),
+    "mixed": (
+        against_expert(partial(mixed_kl_from_logp, beta=0.3)),
+        lambda p, q, t, u: mixed(p, q, 0.3),
+        lambda p, q, t, u: mixed_grad(p, q, 0.3),
+    ),
+    "forward-floored": (
+        against_expert(forward_kl_from_logp, floor_prob=FLOOR),
+        lambda p, q, t, u: forward(p, floored(q)),
+        lambda p, q, t, u: mixed_grad(p, floored(q), 0),
+    ),
+    "reverse-floored": (
+        against_expert(reverse_kl_from_logp, floor_prob=FLOOR),
+        lambda p, q, t, u: reverse(p, floored(q)),
+        lambda p, q, t, u: reverse_grad(p, floored(q)),
+    ),
+    "mixed-floored": (
+        against_expert(partial(mixed_kl_from_logp, beta=0.3), floor_prob=FLOOR),
+        lambda p, q, t, u: mixed(p, floored(q), 0.3),
+        lambda p, q, t, u: mixed_grad(p, floored(q), 0.3),
     ),
     "label": (
         single_label_forward_kl,
@@ -92,6 +135,16 @@ LOSSES = {
         lambda p, q, t, u: forward(noised(p), q),
         lambda p, q, t, u: noised_forward_grad(p, q),
     ),
+    "noised-label": (
+        through_channel(single_label_forward_kl, NoiseChannel(ETA, torch.tensor(NU, dtype=torch.float64))),
+        lambda p, q, t, u: -math.log(noised(p)[t]),
+        lambda p, q, t, u: noised_label_grad(p, t),
+    ),
+    "policy-floored": (
+        partial(policy_gradient_reverse_kl, floor_prob=FLOOR),
+        lambda p, q, t, u: policy(p, floored(q), t),
+        lambda p, q, t, u: token_grad(p, t, policy(p, floored(q), t)),
+    ),
 }
 HEADS = {
     "plain": {},
@@ -100,7 +153,7 @@ HEADS = {
     "softcap": {"softcap": 1.5},
     "all": {"has_bias": True, "scale": 1.7, "softcap": 2.0},
 }
-PATHS = {"dense": None, "tile-1": 1, "tile-3": 3, "tile-N": N, "tile-N+7": N + 7}
+PATHS = {"dense": None, "tile-1": 1, "tile-3": 3, "tile-N": N, "tile-N+7": N + 7, "autograd-3": 3}
 
 
 def randn(*shape, seed):
@@ -113,7 +166,7 @@ def make_head(dtype, *, has_bias=False, scale=1.0, softcap=None, seed=0):
     return Head(weight, bias, scale=scale, softcap=softcap)
 
 
-def make_rows():
+def make_rows() -> dict[str, Any]:
     return {
         "weight_N": torch.tensor([1.0, 0.5, 0.0, 2.0, 1.0, 0.25, 1.0]),
         "token_N": torch.tensor([0, 1, 2, 3, 4, 5, 0]),
@@ -162,10 +215,17 @@ def expected_results(loss_name, hidden, head, expert_logp, rows, upstream):
     return (weight_n * value).sum(), value, grads[: 2 if head.bias_V is None else 3]
 
 
+def own(row_loss):
+    """The same loss as a function that the package does not know: no closed form."""
+    return lambda student_logp, rows: row_loss(student_logp, rows)
+
+
 def run(path, loss_name, hidden, head, law, rows):
     row_loss = LOSSES[loss_name][0]
     if path == "dense":
         return loss_from_logits(row_loss, head.logits(hidden), law=law, **rows)
+    if path.startswith("autograd"):
+        return loss_from_hidden(own(row_loss), hidden, head, law=law, rows_per_tile=PATHS[path], **rows)
     return loss_from_hidden(row_loss, hidden, head, law=law, rows_per_tile=PATHS[path], **rows)
 
 

@@ -22,9 +22,11 @@ from objective_oracles import (
     softmax,
 )
 
+from understudy.objectives import estimators
 from understudy.objectives.estimators import (
     EXPERT_PROB_FLOOR,
     auxiliary_token_reverse_kl,
+    draw_by_scan,
     floored,
     inverse_cdf,
     policy_gradient_reverse_kl,
@@ -216,6 +218,36 @@ def test_inverse_cdf_has_the_frequencies_of_the_law():
     counts = token.bincount(minlength=5).tolist()
     assert counts[3] == 0
     assert sum((c - n * x) ** 2 / (n * x) for c, x in zip(counts, p, strict=True) if x > 0) < 30
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("rows", "vocab", "tile"), [(7, 1, 3), (50, 40, 100), (9, 3000, 1 << 18), (0, 5, 4)])
+def test_inverse_cdf_by_bisection_is_its_definition(monkeypatch, rows, vocab, tile, dtype):
+    """Bit for bit the tokens of the sums compared one by one, impossible tokens and numbers at the edge among them.
+
+    Fails if a tile takes another's numbers, or bisection ends one place off where a sum equals its target.
+    """
+    monkeypatch.setattr(estimators, "_TILE", tile)
+    generator = torch.Generator().manual_seed(3)
+    logits = (3 * torch.randn(rows, vocab, generator=generator, dtype=dtype)).round()
+    logits[torch.rand(rows, vocab, generator=generator) < 0.3] = -INF
+    logits[:, vocab // 2] = 0
+    logp = logits.log_softmax(-1)
+    edges = torch.tensor([0.0, 1.0, math.nextafter(1, 0), 0.5, 0.25], dtype=torch.float64)
+    uniform = torch.rand(rows, generator=generator, dtype=torch.float64)
+    uniform[: len(edges)] = edges[:rows]
+    before = logp.clone()
+    drawn = inverse_cdf(logp, uniform)
+    assert drawn.tolist() == draw_by_scan(logp.double().exp(), uniform).tolist()
+    assert logp.equal(before), "the law is read, not consumed"
+
+
+def test_inverse_cdf_where_a_sum_is_hit_exactly():
+    """The first token beyond the number, not the one whose sum reaches it."""
+    logp = torch.full((40, 40), 0.5, dtype=torch.float64).log()
+    uniform = torch.arange(40, dtype=torch.float64) / 40
+    assert draw_by_scan(logp.exp(), uniform).tolist() == list(range(40))
+    assert inverse_cdf(logp, uniform).tolist() == list(range(40))
 
 
 def test_inverse_cdf_has_no_graph():

@@ -83,17 +83,36 @@ class NoiseChannel:
         Raises:
             ValueError: another vocabulary size than that of nu_V.
         """
-        if logp_nV.shape[-1] != self.nu_V.shape[0]:
-            raise ValueError(
-                f"the channel is over {self.nu_V.shape[0]} tokens, the law over {logp_nV.shape[-1]}: "
-                "build it with the vocabulary size of the student."
-            )
-        noise_logp_V = (self.eta * self.nu_V).log().to(logp_nV)
+        noise_logp_V = self.noise(logp_nV.shape[-1]).log().to(logp_nV)
         clean_logp_nV = logp_nV + math.log1p(-self.eta)
         reachable_nV = (clean_logp_nV > -math.inf) | (noise_logp_V > -math.inf)
         # Replace before adding: logaddexp(-inf, -inf) has a NaN gradient.
         noisy_logp_nV = clean_logp_nV.where(reachable_nV, 0).logaddexp(noise_logp_V.where(reachable_nV, 0))
         return noisy_logp_nV.where(reachable_nV, -math.inf)
+
+    def noise(self, vocab_size: int) -> Tensor:
+        """eta nu, [V] in float64: the part of the noisy law that the clean one does not move.
+
+        Raises:
+            ValueError: another vocabulary size than that of nu_V.
+        """
+        if vocab_size != self.nu_V.shape[0]:
+            raise ValueError(
+                f"the channel is over {self.nu_V.shape[0]} tokens, the law over {vocab_size}: "
+                "build it with the vocabulary size of the student."
+            )
+        return self.eta * self.nu_V
+
+
+@dataclass(frozen=True, eq=False)
+class ThroughChannel:
+    """A row loss of the noised student; see `through_channel`."""
+
+    row_loss: RowLoss
+    channel: NoiseChannel
+
+    def __call__(self, student_logp_nV: Tensor, rows: Rows) -> Tensor:
+        return self.row_loss(self.channel.push(student_logp_nV), rows)
 
 
 def through_channel(row_loss: RowLoss, channel: NoiseChannel) -> RowLoss:
@@ -108,7 +127,4 @@ def through_channel(row_loss: RowLoss, channel: NoiseChannel) -> RowLoss:
         student instead.
     """
 
-    def noised_row_loss(student_logp_nV: Tensor, rows: Rows) -> Tensor:
-        return row_loss(channel.push(student_logp_nV), rows)
-
-    return noised_row_loss
+    return ThroughChannel(row_loss, channel)

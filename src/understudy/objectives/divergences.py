@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -17,6 +18,9 @@ from understudy.objectives.shapes import require_same_shape, require_tokens, wid
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """(student_logp_nV with gradient, expert_logp_nV) -> value_n in nats."""
+
+EXPERT_PROB_FLOOR = 1e-10
+"""Least probability an expert's token counts with in a log-ratio; as in the published code of NAIL."""
 
 
 def forward_kl(student_logits: Tensor, expert_logits: Tensor) -> Tensor:
@@ -61,7 +65,7 @@ def reverse_kl(student_logits: Tensor, expert_logits: Tensor) -> Tensor:
         expert_logits: same shape and tokenizer; a constant, whatever its requires_grad.
     Returns:
         kl [...] in nats, >= 0 up to rounding, at least float32. inf, with a gradient that is not finite,
-        where the student gives mass to a token the expert forbids: `estimators.floored` bounds it, as
+        where the student gives mass to a token the expert forbids: `floored` bounds it, as
         published.
     Raises:
         ValueError: the shapes differ.
@@ -73,7 +77,7 @@ def reverse_kl(student_logits: Tensor, expert_logits: Tensor) -> Tensor:
 
 
 def reverse_kl_from_logp(student_logp_nV: Tensor, expert_logp_nV: Tensor) -> Tensor:
-    """`reverse_kl` of log-probabilities [..., V]; the expert's may sum to more (`estimators.floored`)."""
+    """`reverse_kl` of log-probabilities [..., V]; the expert's may sum to more (`floored`)."""
     return _relative_entropy(student_logp_nV, expert_logp_nV.detach())
 
 
@@ -182,15 +186,40 @@ def cross_entropy_from_logp(student_logp_nV: Tensor, token_n: Tensor) -> Tensor:
     return -student_logp_nV.gather(-1, token_n.long()[..., None])[..., 0]
 
 
-def against_expert(divergence: Divergence) -> RowLoss:
-    """The row loss that compares the law with the expert's: `against_expert(reverse_kl_from_logp)`."""
+def floored(logp: Tensor, floor_prob: float = EXPERT_PROB_FLOOR) -> Tensor:
+    """log max(q, floor_prob), not renormalised: finite on forbidden tokens, V * floor_prob too much in all.
 
-    def row_loss(student_logp_nV: Tensor, rows: Rows) -> Tensor:
-        if rows.expert_logp_nV is None:
+    `reverse_kl_from_logp(student, floored(expert))` is the exact twin of the sampled reverse losses of
+    `estimators`.
+    """
+    if not 0 < floor_prob <= 1:
+        raise ValueError(f"floor_prob must be in (0, 1], got {floor_prob}: the published value is 1e-10.")
+    return logp.clamp_min(math.log(floor_prob))
+
+
+@dataclass(frozen=True)
+class AgainstExpert:
+    """A row loss: the divergence of the student's law from the expert's, `floored` where a floor is given."""
+
+    divergence: Divergence
+    floor_prob: float | None = None
+
+    def __call__(self, student_logp_nV: Tensor, rows: Rows) -> Tensor:
+        expert_logp_nV = rows.expert_logp_nV
+        if expert_logp_nV is None:
             raise ValueError("this loss compares with the expert's law: give rows.expert_logp_nV (a law).")
-        return divergence(student_logp_nV, rows.expert_logp_nV)
+        if self.floor_prob is not None:
+            expert_logp_nV = floored(expert_logp_nV, self.floor_prob)
+        return self.divergence(student_logp_nV, expert_logp_nV)
 
-    return row_loss
+
+def against_expert(divergence: Divergence, *, floor_prob: float | None = None) -> RowLoss:
+    """The row loss that compares the law with the expert's: `against_expert(reverse_kl_from_logp)`.
+
+    A divergence of this file, or a `functools.partial` of one, is walked with its gradient in closed form
+    (`closed_forms`); any other function by autograd.
+    """
+    return AgainstExpert(divergence, floor_prob)
 
 
 def _relative_entropy(logp_nV: Tensor, other_logp_nV: Tensor) -> Tensor:

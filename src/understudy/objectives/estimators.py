@@ -6,16 +6,14 @@ rows).
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from understudy.objectives.divergences import cross_entropy_from_logp
+from understudy.objectives.divergences import EXPERT_PROB_FLOOR, cross_entropy_from_logp, floored
 from understudy.objectives.rows import Rows
 
-EXPERT_PROB_FLOOR = 1e-10
-"""Least probability an expert's token counts with in a log-ratio; as in the published code of NAIL."""
+_TILE = 1 << 18
+"""Probabilities made at once when tokens are drawn on a CPU: float64, small enough to stay in its cache."""
 
 
 def single_label_forward_kl(student_logp_nV: Tensor, rows: Rows) -> Tensor:
@@ -37,7 +35,7 @@ def single_label_forward_kl(student_logp_nV: Tensor, rows: Rows) -> Tensor:
         ValueError: no token.
     Source: NAIL-F and OPD-F (arXiv:2606.30923, A.3.3).
     """
-    return cross_entropy_from_logp(student_logp_nV, _required(rows.token_n, "token_n"))
+    return cross_entropy_from_logp(student_logp_nV, rows.required("token_n"))
 
 
 def policy_gradient_reverse_kl(
@@ -64,10 +62,8 @@ def policy_gradient_reverse_kl(
     Source: OPD-R (arXiv:2606.30923, A.3.3), q clamped as in its code. The published loss has this gradient;
         its value is the advantage with the other sign, ours estimates the KL.
     """
-    token_n = _required(rows.token_n, "token_n").long()[:, None]
-    expert_logp_n = floored(
-        _required(rows.expert_logp_nV, "expert_logp_nV").gather(-1, token_n)[:, 0], floor_prob
-    )
+    token_n = rows.required("token_n").long()[:, None]
+    expert_logp_n = floored(rows.required("expert_logp_nV").gather(-1, token_n)[:, 0], floor_prob)
     logp_n = student_logp_nV.gather(-1, token_n)[:, 0]
     log_ratio_n = logp_n.detach() - expert_logp_n.detach()
     # The factor is 1 in value; it carries the gradient of log p.
@@ -93,7 +89,7 @@ def auxiliary_token_reverse_kl(
         ValueError: no uniform numbers, no expert law, or a floor outside (0, 1].
     Source: NAIL-R (arXiv:2606.30923, A.3.3); the token is drawn by inverse CDF from given uniform numbers.
     """
-    token_n = inverse_cdf(student_logp_nV, _required(rows.uniform_n, "uniform_n"))
+    token_n = inverse_cdf(student_logp_nV, rows.required("uniform_n"))
     drawn = Rows(expert_logp_nV=rows.expert_logp_nV, token_n=token_n)
     return policy_gradient_reverse_kl(student_logp_nV, drawn, floor_prob=floor_prob)
 
@@ -113,29 +109,29 @@ def inverse_cdf(logp_nV: Tensor, uniform_n: Tensor) -> Tensor:
     Returns:
         token_n, int64.
     """
-    prob_nV = logp_nV.double().exp()
+    tile = max(1, _TILE // logp_nV.shape[-1]) if logp_nV.device.type == "cpu" else max(1, len(logp_nV))
+    parts = zip(logp_nV.split(tile), uniform_n.split(tile), strict=True)
+    tokens = [draw(part_nV.double().exp(), part_n) for part_nV, part_n in parts]
+    return tokens[0] if len(tokens) == 1 else torch.cat(tokens)
+
+
+def draw(prob_nV: Tensor, uniform_n: Tensor) -> Tensor:
+    """`inverse_cdf` of probabilities in float64, which need not be normalised."""
+    if prob_nV.device.type != "cpu":
+        return draw_by_scan(prob_nV, uniform_n)
+    # By bisection: on a CPU a row is summed from left to right, so its sums are sorted to the last bit.
+    cumulative_nV = prob_nV.cumsum(dim=-1)
+    target_n1 = uniform_n.double()[:, None] * cumulative_nV[:, -1:]
+    token_n = torch.searchsorted(cumulative_nV, target_n1, right=True)[:, 0]
+    return token_n if bool((token_n < prob_nV.shape[-1]).all()) else draw_by_scan(prob_nV, uniform_n)
+
+
+def draw_by_scan(prob_nV: Tensor, uniform_n: Tensor) -> Tensor:
+    """`draw` by comparing every sum: a parallel cumulative sum need not be sorted to the last bit."""
     cumulative_nV = prob_nV.cumsum(dim=-1)
     target_n1 = uniform_n.double()[:, None] * cumulative_nV[:, -1:]
     possible_nV = prob_nV > 0
-    # Not searchsorted: a parallel cumulative sum need not be sorted to the last bit.
     beyond_nV = possible_nV & (cumulative_nV > target_n1)
     first_n = beyond_nV.byte().argmax(dim=-1)
-    last_possible_n = logp_nV.shape[-1] - 1 - possible_nV.flip(-1).byte().argmax(dim=-1)
+    last_possible_n = prob_nV.shape[-1] - 1 - possible_nV.flip(-1).byte().argmax(dim=-1)
     return first_n.where(beyond_nV.any(dim=-1), last_possible_n)
-
-
-def floored(logp: Tensor, floor_prob: float = EXPERT_PROB_FLOOR) -> Tensor:
-    """log max(q, floor_prob), not renormalised: finite on forbidden tokens, V * floor_prob too much in all.
-
-    `reverse_kl_from_logp(student, floored(expert))` is the exact twin of the sampled reverse losses of this
-    file.
-    """
-    if not 0 < floor_prob <= 1:
-        raise ValueError(f"floor_prob must be in (0, 1], got {floor_prob}: the published value is 1e-10.")
-    return logp.clamp_min(math.log(floor_prob))
-
-
-def _required(tensor: Tensor | None, name: str) -> Tensor:
-    if tensor is None:
-        raise ValueError(f"this loss needs rows.{name}, got None: give it to the call that walks the rows.")
-    return tensor

@@ -5,7 +5,7 @@ N rows (gated positions of a batch), n rows of one tile, V vocabulary, D width o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -59,6 +59,17 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
+    def gathered(self) -> Head:
+        """The same head with whole tensors where a parallel wrapper has sharded them; gathered once, here.
+
+        Gradients flow back to the shards as their mean over the processes, as the wrapper reduces them for
+        the layers it runs itself.
+        """
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return self
+        bias_V = None if self.bias_V is None else _whole(self.bias_V)
+        return replace(self, weight_VD=_whole(self.weight_VD), bias_V=bias_V)
+
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits in the dtype of the hidden states, as the model itself would give them."""
         bias = None if self.bias_V is None else self.bias_V.to(hidden_ND.dtype)
@@ -80,6 +91,11 @@ class HeadLaw:
     hidden_ND: Tensor
     head: Head
 
+    def __post_init__(self) -> None:
+        # Once and here, where every process passes: how many tiles are asked for differs between them.
+        with torch.no_grad():
+            object.__setattr__(self, "head", self.head.gathered())
+
     @property
     def num_rows(self) -> int:
         return self.hidden_ND.shape[0]
@@ -93,3 +109,12 @@ class HeadLaw:
         # In the expert's own precision, whatever is switched on around the student.
         with torch.autocast(self.hidden_ND.device.type, enabled=False):
             return wide_log_softmax(self.head.logits(self.hidden_ND[start:stop]))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    # Imported here: it takes time, and nobody without processes needs it.
+    from torch.distributed.tensor import DTensor, Partial
+
+    if not isinstance(tensor, DTensor):
+        return tensor
+    return tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim)

@@ -23,6 +23,15 @@ class Rows:
     token_n: Tensor | None = None
     uniform_n: Tensor | None = None
 
+    def required(self, name: str) -> Tensor:
+        """The tensor of that name. ValueError if it was not given."""
+        tensor = getattr(self, name)
+        if tensor is None:
+            raise ValueError(
+                f"this loss needs rows.{name}, got None: give it to the call that walks the rows."
+            )
+        return tensor
+
 
 RowLoss = Callable[[Tensor, Rows], Tensor]
 """(student_logp_nV with gradient, rows) -> value_n in nats: one number a row, ungated and unreduced."""
