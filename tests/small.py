@@ -20,7 +20,9 @@ from transformers import (
     GPT2Config,
     GraniteConfig,
     LlamaConfig,
+    MistralConfig,
     PreTrainedModel,
+    Qwen3Config,
 )
 
 from understudy.build import Parts, build
@@ -71,6 +73,17 @@ FAMILIES: dict[str, Any] = {
     "gemma3": lambda: Gemma3TextConfig(
         **_SIZES, head_dim=8, final_logit_softcapping=2.0, sliding_window=4, query_pre_attn_scalar=8
     ),
+    # two query heads for each key head; a window in the second layer alone
+    "qwen3": lambda: Qwen3Config(
+        **_SIZES | {"num_attention_heads": 4},
+        head_dim=8,
+        tie_word_embeddings=False,
+        use_sliding_window=True,
+        sliding_window=5,
+        max_window_layers=1,
+    ),
+    # the same window in every layer
+    "mistral": lambda: MistralConfig(**_SIZES, sliding_window=5, tie_word_embeddings=False),
     # a factor on the logits
     "granite": lambda: GraniteConfig(**_SIZES, logits_scaling=0.5, tie_word_embeddings=True),
 }
@@ -101,7 +114,6 @@ def respond(
     *,
     limits: Limits,
     temperature: float = 1.0,
-    padding: Any = "left",
     vocab: int = VOCAB,
     seed: int = 0,
 ) -> list[Response]:
@@ -110,7 +122,7 @@ def respond(
         prompts,
         limits=limits,
         uniform_BT=uniforms([(seed, p.id) for p in prompts], limits.max_new_tokens),
-        student=HFDecoder(model, vocab_size=vocab, padding=padding),
+        student=HFDecoder(model, vocab_size=vocab),
         temperature=temperature,
     )
 

@@ -223,9 +223,8 @@ def build_expert(
     assert config.checkpoint is not None
     if tokenizer is not None:
         check_same_vocabulary(tokenizer, load_tokenizer(config.checkpoint), config.checkpoint)
-    expert = load_local_expert(
-        config.checkpoint, vocab_size=vocab_size, dtype=getattr(torch, config.dtype), device=device
-    )
+    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    expert = load_local_expert(config.checkpoint, vocab_size=vocab_size, dtype=dtype, device=device)
     check_context(recipe, expert.model, task, "expert")
     rows = output_size(expert.model)
     if rows < vocab_size or (tokenizer is None and rows != vocab_size):

@@ -148,6 +148,11 @@ def _check_method(recipe: Recipe, method: Method) -> None:
         )
     method.check_options(given)
     _check_channel(recipe, method)
+    if recipe.rollouts.drafts == "coupled" and method.objective(estimator).needs_student_tokens:
+        raise ConfigError(
+            f"rollouts.drafts = 'coupled' does not fit {method.name}: a policy gradient is right on average over fresh samples "
+            "of the student, and coupled draws come again each epoch. Use 'auto'."
+        )
 
 
 def _check_channel(recipe: Recipe, method: Method) -> None:

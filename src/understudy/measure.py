@@ -15,6 +15,7 @@ from understudy.errors import ConfigError
 from understudy.evaluation.score import Evaluation, evaluate
 from understudy.experts.expert import Expert
 from understudy.experts.noisy import Noise
+from understudy.processor import choose_threads
 from understudy.run import read_json
 from understudy.schema import Recipe
 from understudy.tasks.task import Split, Task
@@ -41,7 +42,7 @@ def evaluate_checkpoint(
     """
     # A checkpoint holds merged weights: adapters on top of it would only cost time.
     recipe = replace(recipe, student=replace(recipe.student, lora=None))
-    torch.set_num_threads(recipe.train.threads)
+    torch.set_num_threads(choose_threads(recipe.train.threads))
     parts = build(
         recipe, device=device_of(recipe), checkpoint=str(checkpoint), task=task, expert=expert, noise=noise
     )

@@ -13,13 +13,14 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from rich.console import Console
 
-from understudy.build import build
+from understudy.build import Parts, build
 from understudy.config import expert_recipe, warm_start_recipe
 from understudy.errors import ConfigError, TrainingError, UnderstudyError
 from understudy.evaluation.score import Evaluation
 from understudy.experts.expert import Expert
 from understudy.experts.noisy import Noise
 from understudy.files import remove_aside, remove_unfinished, write_json
+from understudy.processor import choose_threads, keep_freed_memory
 from understudy.progress import one_bar
 from understudy.schema import Recipe
 from understudy.settings import flatten
@@ -118,7 +119,8 @@ def _run(
     console: Console,
     stage: str,
 ) -> RunResult:
-    torch.set_num_threads(recipe.train.threads)
+    keep_freed_memory()
+    torch.set_num_threads(recipe.train.threads or 1)  # until the student's size is known
     processes = PartialState(cpu=recipe.train.device == "cpu")
     if processes.is_main_process:
         claim_folder(folder, recipe, own, kind="a run", resume=resume, overwrite=overwrite)
@@ -129,7 +131,7 @@ def _run(
     except UnderstudyError:
         # A run that was refused before its first record (bad data, say) is no run: trying again needs no flag.
         if processes.is_main_process and not any(folder.rglob("metrics.jsonl")):
-            for name in ("recipe.json", "own.json", "versions.json"):
+            for name in ("recipe.json", "own.json", "versions.json", "process.json"):
                 (folder / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # it holds something else
                 folder.rmdir()
@@ -151,12 +153,12 @@ def _run_prepared(
     if own.expert is None:
         make_expert(recipe, console)
     warm = warm or _own_warm_start(recipe, folder, own, console, resume=resume)
-    torch.set_num_threads(recipe.train.threads)  # the runs just made may have had their own
     accelerator = _accelerator(recipe, folder)
     checkpoint = None if warm is None else str(warm / "final")
     parts = build(
         recipe, device=accelerator.device, checkpoint=checkpoint or _given_checkpoint(recipe), **vars(own)
     )
+    _set_threads(recipe, folder, parts, accelerator, console)
     progress = _inherited_progress(warm)
     # The one use of the global stream is dropout; a checkpoint keeps its state.
     torch.manual_seed(recipe.seed + accelerator.process_index)
@@ -168,7 +170,7 @@ def _run_prepared(
         pool = []
         saved = checkpoints(folder / "checkpoints") if resume else []
         if saved:
-            progress, pool = load_checkpoint(accelerator, saved[-1])
+            progress, pool = load_checkpoint(accelerator, saved[-1], setup.sources.drafts)
             setup.journal.cut(progress.log_bytes)
             bar.move(progress.step, f"resumed from {saved[-1].name}")
         elif accelerator.is_main_process:
@@ -217,6 +219,26 @@ def _accelerator(recipe: Recipe, folder: Path) -> Accelerator:
     if recipe.trackers:
         accelerator.init_trackers("understudy", config=_flat_config(recipe))
     return accelerator
+
+
+def _set_threads(
+    recipe: Recipe, folder: Path, parts: Parts, accelerator: Accelerator, console: Console
+) -> None:
+    """Choose once and write it down: a resumed run goes on with as many, so that its sums keep their order."""
+    chosen = read_json(folder / "process.json").get("threads")
+    if chosen is None:
+        size = sum(p.numel() for p in parts.student.parameters())
+        # Where another device computes, threads have little to do.
+        company = accelerator.num_processes if accelerator.device.type == "cpu" else 2
+        chosen = choose_threads(recipe.train.threads, size, company)
+        if accelerator.is_main_process:
+            write_json(folder / "process.json", {"threads": chosen})
+        if recipe.train.threads is None and chosen > 1:
+            console.print(
+                f"{chosen} threads: the machine is idle. Set train.threads = 1 to run others beside it."
+            )
+    accelerator.wait_for_everyone()
+    torch.set_num_threads(chosen)
 
 
 def _given_checkpoint(recipe: Recipe) -> str | None:

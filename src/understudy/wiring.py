@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from understudy.evaluation.score import Evaluation, Plan, evaluate
 from understudy.methods import LossSettings, method_named
 from understudy.progress import Bar
 from understudy.rollouts.collect import Sources
+from understudy.rollouts.drafts import DraftBook
 from understudy.rollouts.hf import HFDecoder
 from understudy.rollouts.offline import OfflineData, offline_folder
 from understudy.rollouts.sampler import Limits
@@ -68,9 +70,11 @@ def assemble(
         weight_decay=recipe.optimizer.weight_decay,
         fused=True,
     )
-    student, optimizer = accelerator.prepare(StudentLoss(parts.student, parts.vocab_size), optimizer)
+    loss = StudentLoss(parts.student, parts.vocab_size, is_compiled=recipe.train.compile)
+    student, optimizer = accelerator.prepare(loss, optimizer)
     model = accelerator.unwrap_model(student).model
-    plan = evaluation_plan(recipe, parts, limits)
+    drafts = None if recipe.rollouts.drafts == "off" else DraftBook()
+    plan = replace(evaluation_plan(recipe, parts, limits), drafts=drafts)
     journal = Journal(folder, is_writing=accelerator.is_main_process)
 
     def report(progress: Progress, evaluation: Evaluation | None) -> None:
@@ -91,6 +95,8 @@ def assemble(
             student=lambda: HFDecoder(model, vocab_size=parts.vocab_size),
             expert=None if parts.expert is None else parts.expert.decoder,
             offline=_offline(recipe, parts, limits, data_root),
+            drafts=drafts,
+            is_coupled=recipe.rollouts.drafts == "coupled",
         ),
         expert=parts.expert,
         accelerator=accelerator,

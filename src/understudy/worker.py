@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.errors import UnderstudyError
+from understudy.processor import one_thread
 
 
 class WorkerDiedError(Exception):
@@ -34,6 +35,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env=one_thread(os.environ),
         )
 
     def run(self, job: dict[str, Any]) -> str | None:

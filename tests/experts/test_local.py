@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from small import FAMILIES, LOGP_TOLERANCE, VOCAB, as_trajectories, make_model, make_prompts, respond
+from understudy.experts import local
 from understudy.experts.local import LocalExpert, fingerprint, load_local_expert
 from understudy.rollouts.sampler import Limits
 from understudy.trainer.collate import collate
@@ -59,3 +60,17 @@ def test_the_identity_is_that_of_the_weights(tmp_path):
 
     assert identity("here") == identity("there")
     assert len({identity("here"), identity("changed"), identity("here", torch.bfloat16)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("size", "has_instructions", "expected"),
+    [(10, True, torch.bfloat16), (10, False, torch.float32), (10**9, True, torch.float32)],
+)
+def test_auto_precision_goes_by_size_and_processor(tmp_path, monkeypatch, size, has_instructions, expected):
+    """Fails if a small expert, or one on a processor without the instructions, is scored in bfloat16, or a large one is not."""
+    monkeypatch.setattr(local, "BFLOAT16_FROM", size)
+    monkeypatch.setattr(local, "_multiplies_bfloat16", lambda: has_instructions)
+    make_model("llama", seed=3).save_pretrained(tmp_path)
+    expert = load_local_expert(str(tmp_path), vocab_size=None, dtype=None, device=torch.device("cpu"))
+    assert next(expert.model.parameters()).dtype is expected
+    assert str(expected) in expert.identity

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from transformers import Lfm2Config
 
 from small import (
     FAMILIES,
@@ -14,11 +16,13 @@ from small import (
     make_prompts,
     respond,
 )
-from understudy.errors import DataError
+from understudy.errors import DataError, ModelError
 from understudy.experts.local import LocalExpert
 from understudy.methods import METHODS
 from understudy.objectives.estimators import single_label_forward_kl
 from understudy.records import Prompt
+from understudy.rollouts import hf
+from understudy.rollouts.cache import GrowingCache
 from understudy.rollouts.hf import HFDecoder, evaluating
 from understudy.rollouts.sampler import Limits
 from understudy.trainer.collate import collate
@@ -35,6 +39,14 @@ def closely(found, expected) -> None:
     assert [r.finish for r in found] == [r.finish for r in expected]
     for a, b in zip(found, expected, strict=True):
         assert a.logp == pytest.approx(b.logp, abs=LOGP_TOLERANCE)
+
+
+@torch.no_grad()
+def laws_alone(model, prefixes):
+    """The law after each prefix: one forward of one row without cache, filling or mask."""
+    return torch.cat(
+        [model(torch.tensor([p]), use_cache=False).logits[:, -1].log_softmax(-1) for p in prefixes]
+    )
 
 
 @families
@@ -59,18 +71,49 @@ def test_greedy_is_generate(family):
         assert response.token_ids == tuple(theirs[0, len(prompt.token_ids) :].tolist())  # pyright: ignore
 
 
-@families
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_left_padding_is_right_padding(family, temperature):
-    """Fails if position ids count the padding, or the mask lets a row see it."""
-    if family == "gemma3":
-        pytest.skip(
-            "a window of attention counts slots of the cache: only left padding keeps a row's in one piece"
-        )
+@pytest.mark.parametrize(
+    ("family", "attention"), [*((f, "sdpa") for f in FAMILIES), ("llama", "eager"), ("mistral", "eager")]
+)
+def test_laws_do_not_know_of_the_filling(monkeypatch, family, attention):
+    """Every law of a batch of uneven prompts, also after rows have left, is that of the same prefix alone, read without a cache.
+
+    Fails if a position counts the filling, a mask or a window lets a row see it (or hides too much), or rows are
+    mixed up where they are moved.
+    """
+    monkeypatch.setattr(hf, "_MASK_AHEAD", 2)
     model, prompts = make_model(family, seed=2), make_prompts(UNEVEN, seed=2)
-    left = respond(model, prompts, limits=LIMITS, temperature=temperature, padding="left")
-    right = respond(model, prompts, limits=LIMITS, temperature=temperature, padding="right")
-    closely(left, right)
+    model.set_attn_implementation(attention)
+    rng = np.random.default_rng(0)
+    prefixes = [list(p.token_ids) for p in prompts]
+    decoder = HFDecoder(model, vocab_size=VOCAB)
+    law_BV = decoder.start(prompts)
+    for t in range(12):
+        torch.testing.assert_close(law_BV, laws_alone(model, prefixes), rtol=0, atol=LOGP_TOLERANCE)
+        if t in (3, 6):
+            kept = [4, 2, 0, 6, 3] if t == 3 else [3, 1]
+            decoder.keep(torch.tensor(kept))
+            prefixes = [prefixes[i] for i in kept]
+        token_B = torch.from_numpy(rng.integers(0, VOCAB, len(prefixes)))
+        for prefix, token in zip(prefixes, token_B.tolist(), strict=True):
+            prefix.append(token)
+        law_BV = decoder.step(token_B)
+
+
+def test_equal_prompts_are_read_once():
+    model, prompts = make_model(seed=8), make_prompts((4, 2), seed=8)
+    read = []
+    model.get_input_embeddings().register_forward_hook(
+        lambda _, given, __: read.append(tuple(given[0].shape))
+    )
+    decoder = HFDecoder(model, vocab_size=VOCAB)
+    law_BV = decoder.start([prompts[i] for i in (0, 1, 0, 0, 1)])
+    assert read == [(2, 4)]
+    prefixes = [list(prompts[i].token_ids) for i in (0, 1, 0, 0, 1)]
+    torch.testing.assert_close(law_BV, laws_alone(model, prefixes), rtol=0, atol=LOGP_TOLERANCE)
+    for b, prefix in enumerate(prefixes):
+        prefix.append(b)
+    law_BV = decoder.step(torch.arange(5))
+    torch.testing.assert_close(law_BV, laws_alone(model, prefixes), rtol=0, atol=LOGP_TOLERANCE)
 
 
 @families
@@ -145,11 +188,52 @@ def test_padding_rows_of_the_head_are_never_emitted():
     torch.testing.assert_close(law_BV.exp().sum(-1), torch.ones(2))
 
 
+def test_a_decoder_in_half_precision():
+    """Weights in bfloat16, and float32 weights under autocast: laws near those of the same model alone."""
+    prompts = make_prompts(UNEVEN, seed=7)
+    prefixes = [[*p.token_ids, 1] for p in prompts]
+    for as_weights in (True, False):
+        model = make_model(seed=7)
+        if as_weights:
+            model.bfloat16()
+        with torch.autocast("cpu", torch.bfloat16, enabled=not as_weights):
+            decoder = HFDecoder(model, vocab_size=VOCAB)
+            decoder.start(prompts)
+            law_BV = decoder.step(torch.ones(len(prompts), dtype=torch.long))
+            expected = laws_alone(model, prefixes)
+        assert law_BV.dtype == torch.float32
+        torch.testing.assert_close(law_BV, expected.float(), rtol=0, atol=0.15)
+    with torch.autocast("cpu", torch.bfloat16):
+        exact = HFDecoder(model, vocab_size=VOCAB, ignores_autocast=True).start(prompts)
+    expected = laws_alone(model, [list(p.token_ids) for p in prompts])
+    torch.testing.assert_close(exact, expected, rtol=0, atol=LOGP_TOLERANCE)
+
+
+def test_a_model_that_keeps_more_than_keys_is_named():
+    config = Lfm2Config(num_hidden_layers=2, layer_types=["conv", "full_attention"])
+    with pytest.raises(ModelError, match=r"lfm2 models keep more than keys and values"):
+        GrowingCache(config)
+
+
 def test_a_prompt_as_long_as_the_context_is_named():
     model = make_model("gpt2")
     prompts = [Prompt(id="short", token_ids=(1,)), Prompt(id="endless", token_ids=(1,) * 64)]
     with pytest.raises(DataError, match=r"prompt endless has 64 tokens .* context holds 64"):
         HFDecoder(model, vocab_size=VOCAB).start(prompts)
+
+
+def test_a_response_ends_with_the_context():
+    """The last position can be used and the one after it is refused by name, though the longest row came second."""
+    model, prompts = make_model("gpt2"), make_prompts((60, 62))
+    decoder = HFDecoder(model, vocab_size=VOCAB)
+    decoder.start(prompts)
+    token_B = torch.zeros(2, dtype=torch.long)
+    for _ in range(2):
+        decoder.step(token_B)
+    with pytest.raises(DataError, match=r"does not fit the model's context of 64 positions"):
+        decoder.step(token_B)
+    decoder.keep(torch.tensor([0]))
+    decoder.step(token_B[:1])
 
 
 def test_dropout_is_off_inside_and_the_mode_comes_back():

@@ -318,3 +318,40 @@ def test_clipping_is_by_the_norm_of_the_whole_step(tmp_path):
     found, again = step_of(clipped, trajectories)
     assert again.grad_norm == pytest.approx(result.grad_norm)
     torch.testing.assert_close(found, gradient / 3, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["opd-r", "opd-pg"])
+def test_pieces_by_length_give_the_gradient_of_the_whole(tmp_path, monkeypatch, method):
+    """Without micro_batch_size a padded batch is taken apart, and the step is that of the whole batch.
+
+    Fails if a piece is lost or taken twice, if pieces are averaged, or if nothing is taken apart.
+    """
+    monkeypatch.setattr("understudy.trainer.step.MIN_PIECE_TOKENS_CPU", 1)
+    apart, whole = (
+        babble_setup(tmp_path / "a", method),
+        babble_setup(tmp_path / "b", method, train__micro_batch_size=8),
+    )
+    trajectories = written(whole, 8)
+    found, expected = step_of(apart, trajectories), step_of(whole, trajectories)
+    same(found, expected)
+    assert expected[1].padding_rate > 0.1
+    assert found[1].padding_rate <= 0.05
+
+
+def test_sharded_weights_are_never_taken_apart_by_length(tmp_path, monkeypatch):
+    """Each process has other lengths, and every forward pass gathers the weights from all: as many for each."""
+    monkeypatch.setattr("understudy.trainer.step.MIN_PIECE_TOKENS_CPU", 1)
+    s = babble_setup(tmp_path)
+    trajectories = written(s, 8)
+    free = step_of(s, trajectories)[1].padding_rate
+    monkeypatch.setattr("understudy.trainer.step._FREE_TO_SPLIT", ())
+    assert step_of(s, trajectories)[1].padding_rate > free
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_the_same_step(tmp_path):
+    """Half a minute of compiling. Fails if the compiled pass is another one than the student's."""
+    compiled, plain = babble_setup(tmp_path / "a", train__compile=True), babble_setup(tmp_path / "b")
+    for number in (4, 7):
+        trajectories = written(plain, number)
+        same(step_of(compiled, trajectories), step_of(plain, trajectories))

@@ -33,6 +33,7 @@ from understudy.experts.local import LocalExpert
 from understudy.experts.noisy import Noise, NoisyExpert, build_noise
 from understudy.methods import method_named
 from understudy.models import generation_eos_ids, load_tokenizer, output_size
+from understudy.processor import choose_threads
 from understudy.rollouts.hf import evaluating
 from understudy.rollouts.sampler import Limits
 from understudy.schema import ModularAdditionTask, Recipe
@@ -64,7 +65,7 @@ def examine(recipe: Recipe) -> list[Finding]:
     Loads the student and the expert once; samples a few short responses. Returns one finding a check, in the order of
     a run: recipe, tokenizer, data, student, expert, and what they agree on.
     """
-    torch.set_num_threads(recipe.train.threads)
+    torch.set_num_threads(choose_threads(recipe.train.threads))
     p = _Patient(recipe, device_of(recipe))
     findings = [fine("recipe", f"{recipe.name}: every setting is known, and they can be combined")]
     _make_task(p, findings)
@@ -203,7 +204,9 @@ def _look_at_numbers(p: _Patient, task: Task, findings: list[Finding]) -> None:
             dtype = next(student.parameters()).dtype
             findings.append(check_repeatability("student", scorer, prompts, limits, dtype, p.device))
     if p.expert is not None:
-        dtype = getattr(torch, p.recipe.expert.dtype) if p.recipe.expert is not None else torch.float32
+        dtype = torch.float32
+        if isinstance(p.expert, LocalExpert):
+            dtype = next(p.expert.model.parameters()).dtype
         noisy = p.expert if p.noise is None else NoisyExpert(p.expert, p.noise)
         findings.append(check_repeatability("expert", noisy, prompts, limits, dtype, p.device))
         if p.noise is not None:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from torch import nn
 
 from understudy.records import Prompt, Trajectory
+from understudy.rollouts.drafts import DraftBook, sample_with_drafts
 from understudy.rollouts.hf import HFDecoder, evaluating
-from understudy.rollouts.sampler import Limits, sample_all
+from understudy.rollouts.sampler import Limits
 
 
 def rollouts(
@@ -22,22 +23,26 @@ def rollouts(
     batch_size: int,
     seed: int,
     student_version: int = 0,
+    drafts: DraftBook | None = None,
 ) -> list[Trajectory]:
     """`samples_per_prompt` responses to every prompt, in order.
 
     The streams are named by prompt and sample only: every evaluation of every method of a comparison draws with the
-    same numbers, which takes their noise out of the differences.
+    same numbers, which takes their noise out of the differences, and makes the last evaluation's responses good drafts.
     """
     slots = [(p, s) for p in prompts for s in range(samples_per_prompt)]
     names = [(seed, "evaluate", prompt.id, sample_index) for prompt, sample_index in slots]
     with evaluating(model):
-        responses = sample_all(
-            [prompt for prompt, _ in slots],
+        responses = sample_with_drafts(
+            drafts,
+            f"evaluate at {temperature:g}",
+            slots,
             names,
             limits=limits,
             batch_size=batch_size,
             student=lambda: HFDecoder(model, vocab_size=vocab_size),
             temperature=temperature,
+            comes_again=True,
         )
     return [
         Trajectory(

@@ -19,6 +19,7 @@ from understudy.objectives.divergences import against_expert, forward_kl_from_lo
 from understudy.objectives.estimators import single_label_forward_kl
 from understudy.objectives.rows import Rows
 from understudy.records import Prompt, Trajectory
+from understudy.rollouts.drafts import DraftBook
 from understudy.rollouts.hf import evaluating
 from understudy.rollouts.offline import as_trajectory, reference_response
 from understudy.rollouts.sampler import Limits
@@ -44,6 +45,8 @@ class Plan:
     samples_per_prompt: int
     batch_size: int
     seed: int
+    drafts: DraftBook | None = None
+    """Responses of earlier evaluations, as guesses of these; None: none are tried. It changes no number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +124,7 @@ def _roll(
         samples_per_prompt=samples,
         batch_size=plan.batch_size,
         seed=plan.seed,
+        drafts=plan.drafts,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from understudy.methods import Prefixes
 from understudy.records import Prompt, Trajectory
+from understudy.rollouts.drafts import DraftBook, sample_with_drafts
 from understudy.rollouts.mixture import expert_writes_sequence, expert_writes_tokens
 from understudy.rollouts.offline import OfflineData, as_trajectory, reference_response
 from understudy.rollouts.sampler import Decoder, Limits, sample_all
@@ -29,6 +30,10 @@ class Sources:
     """A fresh decoder of the student as it is now."""
     expert: Callable[[], Decoder] | None
     offline: OfflineData | Literal["reference"] | None
+    drafts: DraftBook | None = None
+    """Guesses of the student's responses, kept over rounds; None: none are tried."""
+    is_coupled: bool = False
+    """The student's draws are the same each time its prompt comes round again (see `drafts`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,8 @@ class _Slot:
     sample_index: int
     """Which of its samples in the whole round: a small data set may come round again within one."""
     name: tuple[object, ...]
+    draws: tuple[object, ...]
+    """The name of the stream that a student draws from who writes alone."""
 
 
 def collect(
@@ -90,7 +97,10 @@ def _slots(sources: Sources, this: Round) -> list[_Slot]:
             for sample in range(per):
                 index = used[prompt.id] * per + sample
                 name = (sources.seed, "rollout", this.number, prompt.id, index)
-                slots.append(_Slot(this.first_prompt + i, prompt, sample, index, name))
+                draws = (
+                    (sources.seed, "rollout", "every round", prompt.id, index) if sources.is_coupled else name
+                )
+                slots.append(_Slot(this.first_prompt + i, prompt, sample, index, name, draws))
         used[prompt.id] += 1
     return slots
 
@@ -106,10 +116,21 @@ def _fixed(sources: Sources, this: Round, slots: Sequence[_Slot]) -> list[Trajec
         per = sources.samples_per_prompt
         block = offline.responses(this.first_prompt, this.num_prompts)
         rows = [block[(s.prompt_number - this.first_prompt) * per + s.sample] for s in slots]
+        if sources.drafts is not None and _comes_again(sources.task):
+            sources.drafts.keep("expert", _places(slots), [r.token_ids for r in rows])
     return [
         as_trajectory(s.prompt, s.sample_index, response, round=this.number)
         for s, response in zip(slots, rows, strict=True)
     ]
+
+
+def _places(slots: Sequence[_Slot]) -> list[tuple[Prompt, int]]:
+    return [(s.prompt, s.sample_index) for s in slots]
+
+
+def _comes_again(task: Task) -> bool:
+    """Whether a training prompt is ever met a second time; an endless task's is not, as far as anybody counts."""
+    return task.size("train") is not None
 
 
 def _written(
@@ -118,22 +139,32 @@ def _written(
     """Responses written now, by the student or by both token by token."""
     if not slots:
         return []
-    names = [s.name for s in slots]
-    expert, plan = None, None
     if expert_share > 0:
         assert sources.expert is not None, "checked when the recipe was loaded"
-        expert = sources.expert
-        plan = expert_writes_tokens(names, expert_share, sources.limits.max_new_tokens)
-    responses = sample_all(
-        [s.prompt for s in slots],
-        names,
-        limits=sources.limits,
-        batch_size=sources.batch_size,
-        student=sources.student,
-        expert=expert,
-        temperature=temperature,
-        expert_writes_BT=plan,
-    )
+        names = [s.name for s in slots]
+        responses = sample_all(
+            [s.prompt for s in slots],
+            names,
+            limits=sources.limits,
+            batch_size=sources.batch_size,
+            student=sources.student,
+            expert=sources.expert,
+            temperature=temperature,
+            expert_writes_BT=expert_writes_tokens(names, expert_share, sources.limits.max_new_tokens),
+        )
+    else:
+        responses = sample_with_drafts(
+            sources.drafts,
+            "rollout",
+            _places(slots),
+            [s.draws for s in slots],
+            limits=sources.limits,
+            batch_size=sources.batch_size,
+            student=sources.student,
+            temperature=temperature,
+            comes_again=_comes_again(sources.task),
+            is_coupled=sources.is_coupled,
+        )
     return [
         Trajectory(
             prompt=s.prompt,

@@ -11,6 +11,8 @@ from understudy.randomness import uniforms
 
 def expert_writes_sequence(names: Sequence[tuple[object, ...]], expert_share: float) -> np.ndarray:
     """[B] bool: the whole response is the expert's, with probability `expert_share`."""
+    if expert_share == 0:
+        return np.zeros(len(names), dtype=bool)
     return uniforms([(*name, "author") for name in names], 1)[:, 0] < expert_share
 
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from understudy.objectives.estimators import inverse_cdf
 from understudy.randomness import uniforms
 from understudy.records import Finish, Prompt
+from understudy.rollouts.draws import draw
 
 _COMPACT_BELOW = 0.75
 """Finished rows leave the batch once fewer than this share of it is still writing (copying the cache has a price)."""
@@ -34,6 +34,26 @@ class Decoder(Protocol):
 
     def keep(self, row_K: Tensor) -> None:
         """Go on with these rows only, in this order."""
+        ...
+
+
+Choose = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logp_nV, row_n, t_n) -> token_n: what plain decoding emits as response token t of a row whose law there is given."""
+
+
+@runtime_checkable
+class Follower(Decoder, Protocol):
+    """A decoder that can be shown a guess of each response instead of the prompt alone, and reads it in one pass."""
+
+    def follow(
+        self, prompts: Sequence[Prompt], drafts: Sequence[Sequence[int]], choose: Choose
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Start with prompt + draft of every row, then forget what the student would not have written.
+
+        Returns (accepted_B, token_BT, logp_BT), T one more than the longest draft. token_BT[b, t] is what the student
+        writes after prompt + draft[:t], and logp_BT its log-probability; both stand for t <= accepted_B[b], the number
+        of leading draft tokens that are the student's own. `step` goes on behind prompt + draft[:accepted_B[b]].
+        """
         ...
 
 
@@ -58,15 +78,6 @@ class Response:
     finish: Finish
 
 
-def draw(logp_BV: Tensor, uniform_B: Tensor, temperature: float) -> Tensor:
-    """One token a row from softmax(logp / temperature), by inverting its distribution function; 0 is the argmax."""
-    if temperature == 0:
-        return logp_BV.argmax(dim=-1)
-    if temperature != 1:
-        logp_BV = (logp_BV / temperature).log_softmax(dim=-1)
-    return inverse_cdf(logp_BV, uniform_B)
-
-
 def sample_all(
     prompts: Sequence[Prompt],
     names: Sequence[tuple[object, ...]],
@@ -77,24 +88,36 @@ def sample_all(
     expert: Callable[[], Decoder] | None = None,
     temperature: float = 1.0,
     expert_writes_BT: np.ndarray | None = None,
+    drafts: Sequence[Sequence[int]] = (),
+    is_coupled: bool = False,
 ) -> list[Response]:
     """`sample` for any number of prompts, at most `batch_size` side by side, each with a fresh decoder.
 
-    `names[i]` is the random stream of prompts[i]. Neighbours in length share a batch, so that little padding is
-    computed; the order of the result is that of the prompts, and neither order nor batches change the tokens.
+    `names[i]` is the random stream of prompts[i], `drafts[i]` a guess of its response. Neighbours in length share a
+    batch, so that little padding is computed; the order of the result is that of the prompts, and neither order nor
+    batches change the tokens.
     """
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
+    count = limits.max_new_tokens
+    is_drawn = expert is not None or temperature > 0
+
+    def numbers(chosen: list[tuple[object, ...]]) -> np.ndarray:
+        return uniforms(chosen, count) if is_drawn else np.zeros((len(chosen), count))
+
+    guesses = drafts or [()] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids) + len(guesses[i]))
     found: dict[int, Response] = {}
     for start in range(0, len(order), batch_size or max(1, len(order))):
         rows = order[start : start + (batch_size or len(order))]
         responses = sample(
             [prompts[i] for i in rows],
             limits=limits,
-            uniform_BT=uniforms([names[i] for i in rows], limits.max_new_tokens),
+            uniform_BT=numbers([names[i] for i in rows]),
             student=None if student is None else student(),
             expert=None if expert is None else expert(),
             temperature=temperature,
             expert_writes_BT=None if expert_writes_BT is None else expert_writes_BT[rows],
+            drafts=[guesses[i] for i in rows],
+            is_coupled=is_coupled,
         )
         found.update(zip(rows, responses, strict=True))
     return [found[i] for i in range(len(prompts))]
@@ -110,6 +133,8 @@ def sample(
     expert: Decoder | None = None,
     temperature: float = 1.0,
     expert_writes_BT: np.ndarray | None = None,
+    drafts: Sequence[Sequence[int]] = (),
+    is_coupled: bool = False,
 ) -> list[Response]:
     """Let the student, the expert, or both token by token, write a response to every prompt.
 
@@ -118,6 +143,9 @@ def sample(
             trajectory alone (see `randomness`), so the tokens do not depend on who else is in the batch.
         temperature: of the student's draws; 0 is greedy. The expert always speaks its own law at temperature 1.
         expert_writes_BT: [B, max_new_tokens] bool, who writes which token; needed when both are given.
+        drafts: a guess of each response, empty where there is none. It saves time where it is right and changes no
+            token (see `rollouts.drafts`). Not looked at unless the student writes alone and can follow.
+        is_coupled: draw so that a law a little different draws the same token from the same number mostly (`draws.race`).
     Returns:
         one response a prompt, in their order.
     """
@@ -130,37 +158,110 @@ def sample(
     assert len(writers) == 1 or expert_writes_BT is not None, "two writers need a plan"
     if not prompts:
         return []
-    laws = [writer.start(prompts) for writer in writers]
-    device = laws[0].device
-    uniform = torch.from_numpy(uniform_BT).to(device)
-    is_expert = torch.full(uniform.shape, student is None, device=device)
-    if len(writers) == 2:
-        is_expert = torch.from_numpy(expert_writes_BT).to(device)
-    eos = torch.tensor(sorted(limits.eos_ids), device=device)
+    pen = _Pen(
+        writers=writers,
+        temperatures=[1.0 if writer is expert else temperature for writer in writers],
+        uniform=_Table(uniform_BT),
+        by_expert=_Table(expert_writes_BT) if expert_writes_BT is not None and len(writers) == 2 else None,
+        is_student=student is not None,
+        is_coupled=is_coupled,
+    )
     book = _Book(len(prompts), limits)
-    row_B = torch.arange(len(prompts), device=device)
-    for t in range(limits.max_new_tokens):
+    if expert is None and any(drafts) and isinstance(student, Follower):
+        _follow(student, pen, book, prompts, drafts)
+    else:
+        laws = [writer.start(prompts) for writer in writers]
+        row_B = torch.arange(len(prompts), device=laws[0].device)
+        _write_on(pen, book, row_B, torch.zeros_like(row_B), laws)
+    return book.responses()
+
+
+class _Table:
+    """Numbers of every row and response position, moved to a device once it is known."""
+
+    def __init__(self, table_BT: np.ndarray) -> None:
+        self.table_BT = torch.from_numpy(table_BT)
+
+    def at(self, row_n: Tensor, t_n: Tensor) -> Tensor:
+        self.table_BT = self.table_BT.to(row_n.device)
+        return self.table_BT[row_n, t_n]
+
+
+@dataclass(frozen=True)
+class _Pen:
+    """How a token is chosen: whose law, at which temperature, with which number."""
+
+    writers: list[Decoder]
+    temperatures: list[float]
+    uniform: _Table
+    by_expert: _Table | None
+    """Where two write, which tokens are the second one's."""
+    is_student: bool
+    """Whether the (first) writer is the student."""
+    is_coupled: bool
+
+    def choose(self, logp_nV: Tensor, row_n: Tensor, t_n: Tensor) -> Tensor:
+        uniform_n = self.uniform.at(row_n, t_n)
+        return draw(logp_nV, uniform_n, self.temperatures[0], is_coupled=self.is_coupled)
+
+    def next(self, laws: list[Tensor], row_B: Tensor, at_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, their log-probabilities, and whether the student wrote them."""
+        uniform_B = self.uniform.at(row_B, at_B)
         drawn = [
-            draw(law, uniform[row_B, t], 1.0 if writer is expert else temperature)
-            for law, writer in zip(laws, writers, strict=True)
+            draw(law, uniform_B, temperature, is_coupled=self.is_coupled)
+            for law, temperature in zip(laws, self.temperatures, strict=True)
         ]
         logps = [law.gather(-1, token[:, None])[:, 0] for law, token in zip(laws, drawn, strict=True)]
-        by_expert_B = is_expert[row_B, t]
-        token_B, logp_B = drawn[0], logps[0]
-        if len(writers) == 2:
-            token_B = torch.where(by_expert_B, drawn[1], drawn[0])
-            logp_B = torch.where(by_expert_B, logps[1], logps[0])
-        ended_B = book.write(row_B, token_B, logp_B, ~by_expert_B, torch.isin(token_B, eos))
-        if t + 1 == limits.max_new_tokens or not book.is_open.any():
-            break
-        going_B = ~ended_B
-        if going_B.float().mean() < _COMPACT_BELOW:
+        if self.by_expert is None:
+            return drawn[0], logps[0], torch.full_like(row_B, self.is_student, dtype=torch.bool)
+        by_expert_B = self.by_expert.at(row_B, at_B)
+        token_B = torch.where(by_expert_B, drawn[1], drawn[0])
+        return token_B, torch.where(by_expert_B, logps[1], logps[0]), ~by_expert_B
+
+
+def _write_on(pen: _Pen, book: _Book, row_B: Tensor, at_B: Tensor, laws: list[Tensor]) -> None:
+    """Token by token until every response has ended. `at_B`: the response position whose law is at hand."""
+    furthest = int(at_B.max())
+    while True:
+        token_B, logp_B, is_student_B = pen.next(laws, row_B, at_B)
+        going_B = ~book.write(row_B, token_B, logp_B, is_student_B)
+        if not book.is_open.any():
+            return
+        at_B, furthest = at_B + 1, furthest + 1
+        # No idle row may grow beyond the longest response: its model need not have a position for one token more.
+        if furthest == book.limits.max_new_tokens or going_B.float().mean() < _COMPACT_BELOW:
             kept = going_B.nonzero()[:, 0]
-            for writer in writers:
+            for writer in pen.writers:
                 writer.keep(kept)
-            row_B, token_B = row_B[kept], token_B[kept]
-        laws = [writer.step(token_B) for writer in writers]
-    return book.responses()
+            row_B, token_B, at_B = row_B[kept], token_B[kept], at_B[kept]
+            furthest = int(at_B.max())
+        laws = [writer.step(token_B) for writer in pen.writers]
+
+
+def _follow(
+    student: Follower, pen: _Pen, book: _Book, prompts: Sequence[Prompt], drafts: Sequence[Sequence[int]]
+) -> None:
+    """Take what is right of every draft, and go on from there."""
+    limits = book.limits
+    accepted_B, token_BT, logp_BT = student.follow(
+        prompts, [worth_reading(d, limits) for d in drafts], pen.choose
+    )
+    ended_B = book.write_many(token_BT, logp_BT, accepted_B + 1)
+    row_B = (~ended_B).nonzero()[:, 0]
+    if len(row_B) == 0:
+        return
+    if len(row_B) < len(prompts):
+        student.keep(row_B)
+    at_B = accepted_B[row_B]
+    law_BV = student.step(token_BT[row_B, at_B])
+    _write_on(pen, book, row_B, at_B + 1, [law_BV])
+
+
+def worth_reading(draft: Sequence[int], limits: Limits) -> tuple[int, ...]:
+    """The tokens of a draft that something may follow: not the one that ends it, and nothing behind that."""
+    ids = tuple(draft[: limits.max_new_tokens])
+    ends = (t for t, token in enumerate(ids) if token in limits.eos_ids)
+    return ids[: next(ends, limits.max_new_tokens - 1)]
 
 
 class _Book:
@@ -168,6 +269,7 @@ class _Book:
 
     def __init__(self, num_rows: int, limits: Limits) -> None:
         self.limits = limits
+        self.eos = np.array(sorted(limits.eos_ids), dtype=np.int64)
         shape = (num_rows, limits.max_new_tokens)
         self.token = np.zeros(shape, dtype=np.int64)
         self.logp = np.zeros(shape, dtype=np.float64)
@@ -176,9 +278,7 @@ class _Book:
         self.is_open = np.ones(num_rows, dtype=bool)
         self.finish: list[Finish] = ["length"] * num_rows
 
-    def write(
-        self, row_B: Tensor, token_B: Tensor, logp_B: Tensor, by_student_B: Tensor, eos_B: Tensor
-    ) -> Tensor:
+    def write(self, row_B: Tensor, token_B: Tensor, logp_B: Tensor, is_student_B: Tensor) -> Tensor:
         """Take one token a row; returns which of the given rows have ended by now."""
         row, token = row_B.cpu().numpy(), token_B.cpu().numpy()
         open_rows = self.is_open[row]
@@ -186,15 +286,42 @@ class _Book:
         at = self.length[written]
         self.token[written, at] = token[open_rows]
         self.logp[written, at] = logp_B.double().cpu().numpy()[open_rows]
-        self.is_student[written, at] = by_student_B.cpu().numpy()[open_rows]
+        self.is_student[written, at] = is_student_B.cpu().numpy()[open_rows]
         self.length[written] += 1
-        for r in row[open_rows & eos_B.cpu().numpy()]:
+        self.is_open[written[at + 1 == self.limits.max_new_tokens]] = False
+        for r in row[open_rows & (token[:, None] == self.eos).any(axis=1)]:
             self._end(r, "eos")
         if self.limits.stop_strings:
-            for r in written[self.is_open[written]]:
-                if self._stops(r):
+            for r in written:
+                if self.finish[r] != "eos" and self._stops(r):
                     self._end(r, "stop")
         return torch.from_numpy(~self.is_open[row]).to(row_B.device)
+
+    def write_many(self, token_BT: Tensor, logp_BT: Tensor, count_B: Tensor) -> Tensor:
+        """Take the first tokens of every row from its beginning, all the student's, up to where it ends by them.
+
+        Returns which rows have ended. Entries behind `count_B` are not looked at.
+        """
+        token, count = token_BT.cpu().numpy(), count_B.cpu().numpy()
+        is_eos = (token[:, :, None] == self.eos).any(axis=2) & (np.arange(token.shape[1]) < count[:, None])
+        has_eos = is_eos.any(axis=1)
+        count = np.where(has_eos, is_eos.argmax(axis=1) + 1, count)
+        self.token[:, : token.shape[1]] = token
+        self.logp[:, : token.shape[1]] = logp_BT.double().cpu().numpy()
+        self.is_student[:, : token.shape[1]] = True
+        for r in range(len(token)) if self.limits.stop_strings else ():
+            # As token by token: the first stop ends the row, unless an end id stands before it or completes it.
+            for n in range(1, count[r] + (not has_eos[r])):
+                self.length[r] = n
+                if self._stops(r):
+                    count[r], has_eos[r] = n, False
+                    self._end(r, "stop")
+                    break
+        self.length[:] = count
+        self.is_open &= count < self.limits.max_new_tokens
+        for r in has_eos.nonzero()[0]:
+            self._end(r, "eos")
+        return torch.from_numpy(~self.is_open).to(token_BT.device)
 
     def _end(self, row: int, why: Finish) -> None:
         self.is_open[row] = False

@@ -25,6 +25,7 @@ from understudy.errors import TrainingError
 from understudy.files import atomic_path, remove, write_json
 from understudy.models import merged, quiet_transformers
 from understudy.records import Prompt, Trajectory
+from understudy.rollouts.drafts import DraftBook
 
 
 @dataclass
@@ -97,6 +98,7 @@ def save_checkpoint(
     pool: Sequence[Trajectory],
     folder: Path,
     keep: int,
+    drafts: DraftBook | None = None,
 ) -> Path:
     """Write `step-<n>` atomically, then drop all but the last `keep`. Every process calls it and adds what only it has.
 
@@ -116,6 +118,8 @@ def save_checkpoint(
             logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
             accelerator.save_state(str(part / "state"), safe_serialization=True)
             _pool_file(accelerator, part).write_text(json.dumps([asdict(t) for t in pool]))
+            if drafts is not None:
+                drafts.save(_drafts_file(accelerator, part))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise _cannot_write(target, error) from error
     if accelerator.is_main_process:
@@ -141,13 +145,21 @@ def _pool_file(accelerator: Accelerator, checkpoint: Path) -> Path:
     return checkpoint / "state" / f"pool-{accelerator.process_index}-of-{accelerator.num_processes}.json"
 
 
+def _drafts_file(accelerator: Accelerator, checkpoint: Path) -> Path:
+    return _pool_file(accelerator, checkpoint).with_name(
+        f"drafts-{accelerator.process_index}-of-{accelerator.num_processes}.safetensors"
+    )
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """All complete checkpoints, oldest first (an incomplete one never has its final name)."""
     return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> tuple[Progress, list[Trajectory]]:
-    """Put weights, optimiser and random states back; returns the progress and the pool of kept trajectories.
+def load_checkpoint(
+    accelerator: Accelerator, checkpoint: Path, drafts: DraftBook | None = None
+) -> tuple[Progress, list[Trajectory]]:
+    """Put weights, optimiser, random states and drafts back; returns the progress and the pool of kept trajectories.
 
     Raises:
         TrainingError: the checkpoint is damaged, or was written by another number of processes.
@@ -160,6 +172,8 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> tuple[Progres
     try:
         progress = Progress(**json.loads((checkpoint / "state" / "progress.json").read_text()))
         pool = [_trajectory(row) for row in json.loads(_pool_file(accelerator, checkpoint).read_text())]
+        if drafts is not None:
+            drafts.load(_drafts_file(accelerator, checkpoint))
         accelerator.load_state(str(checkpoint / "state"))
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise TrainingError(

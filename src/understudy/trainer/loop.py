@@ -10,6 +10,7 @@ from understudy.evaluation.score import Evaluation
 from understudy.randomness import generator
 from understudy.records import Trajectory
 from understudy.rollouts.collect import Round, collect
+from understudy.rollouts.drafts import DraftCounts
 from understudy.rollouts.hf import evaluating
 from understudy.rollouts.offline import OfflineData
 from understudy.schema import Recipe
@@ -37,6 +38,8 @@ def run_rounds(s: Setup, progress: Progress, pool: list[Trajectory]) -> tuple[st
     while progress.step < s.recipe.train.steps:
         with clock.phase("collect"), evaluating(s.model), s.accelerator.autocast():
             fresh = collect(s.sources, s.method.prefixes, s.options, _this_round(s, progress))
+        book = s.sources.drafts
+        drafted = DraftCounts() if book is None else book.take_counts("rollout")
         if isinstance(s.sources.offline, OfflineData):
             for number, seconds in s.sources.offline.take_costs().items():
                 if number > progress.paid_block:
@@ -50,7 +53,7 @@ def run_rounds(s: Setup, progress: Progress, pool: list[Trajectory]) -> tuple[st
         for trajectories in _steps_of_round(s, progress, fresh, pool):
             result = optimizer_step(s, trajectories, progress, clock)
             progress.step += 1
-            _log_step(s, progress, result, fresh)
+            _log_step(s, progress, result, fresh, drafted)
             s.report(progress, None)
             is_last = progress.step == s.recipe.train.steps
             if is_last or progress.step % s.recipe.evaluate.every_steps == 0:
@@ -152,7 +155,9 @@ def _counters(progress: Progress) -> dict[str, Any]:
     }
 
 
-def _log_step(s: Setup, progress: Progress, result: StepResult, fresh: Sequence[Trajectory]) -> None:
+def _log_step(
+    s: Setup, progress: Progress, result: StepResult, fresh: Sequence[Trajectory], drafted: DraftCounts
+) -> None:
     record = {
         "kind": "train",
         "stage": s.stage,
@@ -164,6 +169,8 @@ def _log_step(s: Setup, progress: Progress, result: StepResult, fresh: Sequence[
         "padding_rate": result.padding_rate,
         "response_length_mean": sum(len(t.response_ids) for t in fresh) / max(len(fresh), 1),
         "finished_rate": sum(t.finish != "length" for t in fresh) / max(len(fresh), 1),
+        "draft_acceptance_rate": drafted.acceptance_rate,
+        "drafted_rate": drafted.drafted_rate,
     }
     s.journal.write("metrics", record)
     flat = {k: v for k, v in record.items() if isinstance(v, int | float)}
@@ -181,4 +188,13 @@ def _checkpoint(s: Setup, progress: Progress, pool: Sequence[Trajectory], clock:
     with clock.phase("checkpoint"):
         progress.log_bytes = s.journal.sizes()
         folder = s.folder / "checkpoints"
-        save_checkpoint(s.accelerator, s.model, s.tokenizer, progress, pool, folder, s.recipe.checkpoint.keep)
+        save_checkpoint(
+            s.accelerator,
+            s.model,
+            s.tokenizer,
+            progress,
+            pool,
+            folder,
+            s.recipe.checkpoint.keep,
+            s.sources.drafts,
+        )

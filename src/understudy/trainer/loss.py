@@ -94,16 +94,19 @@ class StudentLoss(nn.Module):
     the chunked loss, not by the model's own forward.
     """
 
-    def __init__(self, model: nn.Module, vocab_size: int) -> None:
+    def __init__(self, model: nn.Module, vocab_size: int, *, is_compiled: bool = False) -> None:
         super().__init__()
         self.model = model
         self.vocab_size = vocab_size
+        # Lengths differ from batch to batch: without `dynamic` each would be compiled anew. Only this pass: decoding one
+        # token at a time is slower compiled.
+        self.hidden_states = torch.compile(hidden_states, dynamic=True) if is_compiled else hidden_states
 
     def forward(
         self, token_BT: Tensor, labels: Labels, row_loss: RowLoss, weight_N: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(sum of weight * value, value_N); the law of token t stands at position t - 1."""
-        hidden_ND = hidden_states(self.model, token_BT)[:, :-1][labels.gate_BT[:, 1:]]
+        hidden_ND = self.hidden_states(self.model, token_BT)[:, :-1][labels.gate_BT[:, 1:]]
         return loss_from_hidden(
             row_loss,
             hidden_ND,

@@ -7,19 +7,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from accelerate import DistributedType
 from torch import Tensor
 
 from understudy.errors import TrainingError
 from understudy.objectives.weights import uniform_weight
 from understudy.records import TrainBatch, Trajectory
 from understudy.trainer.checkpoint import Progress
-from understudy.trainer.collate import collate, micro_batches
+from understudy.trainer.collate import (
+    MIN_PIECE_TOKENS_ACCELERATOR,
+    MIN_PIECE_TOKENS_CPU,
+    by_length,
+    collate,
+    micro_batches,
+)
 from understudy.trainer.loss import gate_of, label
 from understudy.trainer.schedule import learning_rate_at
 from understudy.trainer.setup import Clock, Setup
 
 MAX_OVERFLOWED_STEPS = 20
 """In a row, with fp16: the scaler halves its factor at each, so more of them are no matter of scale."""
+_FREE_TO_SPLIT = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+"""Where processes may differ in their number of forward passes; sharded weights are gathered by all at each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +92,16 @@ def optimizer_step(
 
 
 def _batches(s: Setup, trajectories: Sequence[Trajectory]) -> list[TrainBatch]:
-    # A process that has nothing to train on must still take part in the exchange of gradients: one token, gate shut.
-    pieces = list(micro_batches(trajectories, s.recipe.train.micro_batch_size)) if trajectories else []
-    pieces = pieces or [[_placeholder(s)]]
-    return [collate(piece, s.accelerator.device) for piece in pieces]
+    device, size = s.accelerator.device, s.recipe.train.micro_batch_size
+    if not trajectories:
+        # A process that has nothing to train on must still take part in the exchange of gradients: one token, gate shut.
+        pieces = [[_placeholder(s)]]
+    elif size is not None or s.accelerator.distributed_type not in _FREE_TO_SPLIT:
+        pieces = micro_batches(trajectories, size)
+    else:
+        is_cpu = device.type == "cpu"
+        pieces = by_length(trajectories, MIN_PIECE_TOKENS_CPU if is_cpu else MIN_PIECE_TOKENS_ACCELERATOR)
+    return [collate(piece, device) for piece in pieces]
 
 
 def _placeholder(s: Setup) -> Trajectory:

@@ -1,0 +1,165 @@
+"""Keys and values of growing prefixes, without a copy of the whole cache for every token.
+
+The rows of a batch end in the same column, whatever their lengths: row b owns the last `length_b` columns. So a window
+of attention is the same columns for every row, the left columns can go as soon as no row reaches them, and neither
+rejected drafts nor rows that left leave gaps.
+
+B sequences, H heads, C columns, D width of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DummyLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
+
+from understudy.errors import ModelError
+
+_LEAST_SPARE = 32
+"""Columns a buffer gets beyond what it holds, at least: short answers then need one allocation."""
+
+
+class GrowingLayer(CacheLayerMixin):
+    """One layer's keys and values [B, H, C, D] in buffers with spare columns; `window` as in its attention, or None."""
+
+    is_croppable = False
+
+    def __init__(self, window: int | None) -> None:
+        super().__init__()
+        self.window = window
+        self.is_sliding = window is not None
+        self.seen = 0
+        self._first = self._end = 0
+
+    @property
+    def num_columns(self) -> int:
+        """Columns that can still be attended to."""
+        return self._end - self._first
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys, self.values = key_states, value_states
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        count = key_states.shape[2]
+        self.seen += count
+        if not self.is_initialized:
+            # The first forward's own tensors: copied when the first token is appended, or rows are chosen.
+            self.lazy_initialization(key_states, value_states)
+            self._end = count
+            return key_states, value_states
+        if self.window is not None:
+            self._first = max(self._first, self._end - self.window + 1)
+        if self._end + count > self._held()[0].shape[2]:
+            self._move(None, self.num_columns)
+        keys, values = self._held()
+        into = slice(self._end, self._end + count)
+        keys[:, :, into] = key_states
+        values[:, :, into] = value_states
+        self._end += count
+        return self._live()
+
+    def choose(self, row_K: Tensor, length: int) -> None:
+        """These rows only, in this order, none of which is longer than `length`."""
+        self._move(row_K, min(length, self.num_columns))
+        self.seen = length
+
+    def align(self, unused_B: Tensor, length: int) -> None:
+        """After the first forward: drop the last `unused_b` columns of row b and move the rest of it to the right.
+
+        `length`: of the longest row after that.
+        """
+        keys, values = self._held()
+        # Before a row's first column the index is negative and takes some other column: padding, which masks hide.
+        source_BC = torch.arange(length, device=unused_B.device) + (self._end - length) - unused_B[:, None]
+        row_B1 = torch.arange(len(unused_B), device=unused_B.device)[:, None]
+        # Two indices around a slice put the indexed dimensions first: [B, C, H, D].
+        self.keys = keys[row_B1, :, source_BC].transpose(1, 2)
+        self.values = values[row_B1, :, source_BC].transpose(1, 2)
+        self._first, self._end, self.seen = 0, length, length
+
+    def _held(self) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
+
+    def _live(self) -> tuple[Tensor, Tensor]:
+        keys, values = self._held()
+        return keys[:, :, self._first : self._end], values[:, :, self._first : self._end]
+
+    def _move(self, row_K: Tensor | None, columns: int) -> None:
+        """Into new buffers with room for more: the last `columns` columns of these rows (None: of all)."""
+        spare = max(_LEAST_SPARE, columns // 2)
+
+        def moved(live: Tensor) -> Tensor:
+            live = live[:, :, live.shape[2] - columns :]
+            rows = len(live) if row_K is None else len(row_K)
+            made = live.new_empty(rows, live.shape[1], columns + spare, live.shape[3])
+            if row_K is None:
+                made[:, :, :columns] = live
+            else:
+                torch.index_select(live, 0, row_K, out=made[:, :, :columns])
+            return made
+
+        keys, values = self._live()
+        self.keys, self.values = moved(keys), moved(values)
+        self._first, self._end = 0, columns
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        held = self.num_columns
+        if self.window is not None and self.is_initialized:
+            held = min(held, self.window - 1)
+        return held + query_length, self.seen - held
+
+    def get_seq_length(self) -> int:
+        return self.seen
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class GrowingCache(Cache):
+    """The cache of one model; see the file's docstring for how its rows lie."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(layers=[_growing(layer, config) for layer in DynamicCache(config=config).layers])
+
+    @property
+    def own_layers(self) -> list[GrowingLayer]:
+        """Those that hold something; layers that read another layer's keys hold nothing."""
+        return [layer for layer in self.layers if isinstance(layer, GrowingLayer)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.own_layers[0]._held()[0].dtype
+
+    def choose(self, row_K: Tensor, length: int) -> None:
+        for layer in self.own_layers:
+            layer.choose(row_K, length)
+
+    def align(self, unused_B: Tensor, length: int) -> None:
+        for layer in self.own_layers:
+            layer.align(unused_B, length)
+
+
+def _growing(layer: object, config: PreTrainedConfig) -> GrowingLayer | DummyLayer:
+    """Ours for the library's own choice of layer. Types are compared exactly: a subclass holds more than keys and values."""
+    if type(layer) is DynamicLayer:
+        return GrowingLayer(None)
+    if type(layer) is DynamicSlidingWindowLayer:
+        return GrowingLayer(layer.sliding_window)
+    if type(layer) is DummyLayer:
+        return layer
+    raise ModelError(
+        f"{config.model_type} models keep more than keys and values ({type(layer).__name__}); rows of different lengths "
+        "cannot be decoded side by side with that. Use a model with plain attention."
+    )
