@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread per process: small models lose time to a second thread, and comparisons run side by side.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test install docs clean
+.PHONY: demo test bench install docs clean
 
 install: $(VENV)/.installed
 
@@ -25,8 +25,15 @@ test: install
 	$(BIN)/basedpyright
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+# `make bench PEER_PYTHON=/path/to/python` compares with TRL, which needs an environment of its own: see
+# benchmarks/requirements-trl.txt. Without it the comparisons with TRL are left out, and the results say so.
+bench: install
+	$(BIN)/python -m benchmarks.run $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON))
+	$(BIN)/python -m benchmarks.report
+
 docs: install
 	$(BIN)/python docs/generate.py
+	$(BIN)/python -m benchmarks.report
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

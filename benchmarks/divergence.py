@@ -1,0 +1,276 @@
+"""Divergence from hidden states, forward and backward: ours against the dense form and TRL's chunked function.
+
+The same tensors go through all of them, and their losses and gradients are compared in the same run. TRL must be
+importable where this runs: `--peer-python` names an interpreter whose environment has it (`requirements-trl.txt`) and the
+whole benchmark runs there; without one the dense form alone is compared with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.common import (
+    Figure,
+    Result,
+    command_of,
+    figure,
+    gemm_gflops,
+    interleaved,
+    median_seconds,
+    parser,
+    ratios,
+    write,
+)
+from understudy.objectives.chunked import loss_from_hidden, loss_from_logits
+from understudy.objectives.divergences import (
+    against_expert,
+    forward_kl_from_logp,
+    generalized_jsd_from_logp,
+    reverse_kl_from_logp,
+)
+from understudy.objectives.laws import DenseLaw, Head, HeadLaw
+from understudy.objectives.rows import RowLoss
+
+try:
+    from trl.trainer.distillation_trainer import (  # pyright: ignore[reportMissingImports]
+        _chunked_divergence_loss as peer_loss,
+    )
+except ImportError:
+    peer_loss = None
+
+ROOT = Path(__file__).resolve().parents[1]
+
+LOSSES: dict[float, tuple[str, RowLoss]] = {
+    0.0: ("forward KL", against_expert(forward_kl_from_logp)),
+    1.0: ("reverse KL", against_expert(reverse_kl_from_logp)),
+    0.5: ("JSD", against_expert(partial(generalized_jsd_from_logp, beta=0.5))),
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LARGEST_GAP = {"float32": 1e-4, "bfloat16": 2e-2}
+"""Of loss and gradient between ours and the others, relative; bfloat16 rounds each logit by up to 4e-3."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """N positions; widths of student and expert."""
+
+    name: str
+    vocab_size: int
+    num_rows: int
+    width: int = 256
+    expert_width: int = 512
+
+
+SIZES = (
+    Size(name="V = 4k", vocab_size=4_096, num_rows=1024),
+    Size(name="V = 32k", vocab_size=32_000, num_rows=512),
+    Size(name="V = 152k", vocab_size=151_936, num_rows=256),
+)
+SMOKE = (Size(name="V = 300", vocab_size=300, num_rows=40, width=8, expert_width=12),)
+MEMORY = Size(name="V = 152k", vocab_size=151_936, num_rows=1024)
+
+
+class Problem:
+    """One set of tensors, and the variants that make a loss and gradients of it."""
+
+    def __init__(self, size: Size, dtype: torch.dtype) -> None:
+        made = torch.Generator().manual_seed(0)
+
+        def tensor(rows: int, width: int, scale: float) -> Tensor:
+            return torch.randn(rows, width, generator=made).mul_(scale).to(dtype)
+
+        self.size = size
+        self.hidden_ND = tensor(size.num_rows, size.width, 1.0).requires_grad_()
+        self.weight_VD = tensor(size.vocab_size, size.width, 2 / size.width**0.5).requires_grad_()
+        self.expert_hidden_ND = tensor(size.num_rows, size.expert_width, 1.0)
+        self.expert_VD = tensor(size.vocab_size, size.expert_width, 2 / size.expert_width**0.5)
+        self.ones_N = torch.ones(size.num_rows)
+
+    def ours(self, beta: float) -> Tensor:
+        law = HeadLaw(self.expert_hidden_ND, Head(self.expert_VD))
+        head = Head(self.weight_VD)
+        loss, _ = loss_from_hidden(LOSSES[beta][1], self.hidden_ND, head, weight_N=self.ones_N, law=law)
+        return self._finish(loss / self.size.num_rows)
+
+    def dense(self, beta: float) -> Tensor:
+        expert_logp_NV = (self.expert_hidden_ND @ self.expert_VD.T).float().log_softmax(-1)
+        logits_NV = self.hidden_ND @ self.weight_VD.T
+        law = DenseLaw(expert_logp_NV)
+        loss, _ = loss_from_logits(LOSSES[beta][1], logits_NV, weight_N=self.ones_N, law=law)
+        return self._finish(loss / self.size.num_rows)
+
+    def peer(self, beta: float) -> Tensor:
+        assert peer_loss is not None
+        hidden, expert_hidden, mask = self.hidden_ND[None], self.expert_hidden_ND[None], self.ones_N[None]
+        return self._finish(peer_loss(hidden, expert_hidden, self.weight_VD, self.expert_VD, mask, beta)[0])
+
+    def variants(self) -> dict[str, Callable[[float], Tensor]]:
+        found = {"ours": self.ours, "dense": self.dense}
+        return found if peer_loss is None else {**found, "TRL": self.peer}
+
+    def _finish(self, loss: Tensor) -> Tensor:
+        self.hidden_ND.grad = self.weight_VD.grad = None
+        loss.backward()
+        return loss.detach()
+
+    def outcome(self, variant: Callable[[float], Tensor], beta: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and gradients, apart from what later calls make."""
+        loss = variant(beta)
+        assert self.hidden_ND.grad is not None
+        assert self.weight_VD.grad is not None
+        return loss.double(), self.hidden_ND.grad.clone(), self.weight_VD.grad.clone()
+
+
+def gap(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """The largest relative distance of loss and gradients."""
+    return max(float((a - b).float().norm() / b.float().norm()) for a, b in zip(found, wanted, strict=True))
+
+
+def measure_time(size: Size, dtype_name: str, repeats: int) -> tuple[list[Figure], dict[str, Any]]:
+    problem = Problem(size, DTYPES[dtype_name])
+    speed = gemm_gflops(DTYPES[dtype_name])
+    flops = 2 * size.num_rows * size.vocab_size * (3 * size.width + size.expert_width)
+    floor = flops / speed / 1e9
+    figures, phases = [], {"floor (4 products)": floor}
+    for beta, (loss_name, _) in LOSSES.items():
+        where = f"{size.name}, {loss_name}, {dtype_name}"
+        variants = problem.variants()
+        reference = problem.outcome(variants["ours"], beta)
+        for name in variants.keys() - {"ours"}:
+            apart = gap(reference, problem.outcome(variants[name], beta))
+            aim = LARGEST_GAP[dtype_name]
+            figures.append(figure(f"loss and gradients, |ours - {name}| / |{name}|, {where}", [apart], aim))
+        del reference
+        timings = interleaved({n: partial(v, beta) for n, v in variants.items()}, repeats=repeats, warmup=0)
+        for name in sorted(variants.keys() - {"ours"}, reverse=True):
+            target = 0.8 if name == "TRL" else None
+            found = ratios(timings["ours"], timings[name], "cpu")
+            figures.append(figure(f"processor time, ours / {name}, {where}", found, target))
+        found = [t.cpu_seconds / floor for t in timings["ours"]]
+        figures.append(figure(f"processor time, ours / floor, {where}", found))
+        phases |= {f"{loss_name}, {n}": median_seconds(t, "cpu") for n, t in timings.items()}
+    return figures, {f"{size.name}, {dtype_name}": phases}
+
+
+# --- memory --------------------------------------------------------------------------------------------------------------
+
+
+def status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}: memory is measured on Linux alone.")
+
+
+def extra_bytes(size: Size, variant: str, beta: float) -> int:
+    """Peak of this process during one call, less inputs and gradients. Call it once, in a fresh process."""
+    small = Problem(Size(name="warm-up", vocab_size=64, num_rows=8, width=8, expert_width=8), torch.float32)
+    small.variants()[variant](beta)
+    problem = Problem(size, torch.float32)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = status_bytes("VmRSS")
+    problem.variants()[variant](beta)
+    gradients = 4 * (problem.hidden_ND.numel() + problem.weight_VD.numel())
+    return status_bytes("VmHWM") - before - gradients
+
+
+def measure_memory(size: Size, repeats: int) -> tuple[list[Figure], dict[str, Any]]:
+    """Each call in a process of its own, whose highest mark it alone makes."""
+    names = list(Problem(SMOKE[0], torch.float32).variants())
+    found: dict[str, list[int]] = {name: [] for name in names}
+    for _ in range(repeats):
+        for name in names:
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.divergence",
+                "--memory-of",
+                name,
+                "--rows",
+                str(size.num_rows),
+            ]
+            command += ["--vocab-size", str(size.vocab_size)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+            found[name].append(json.loads(done.stdout.splitlines()[-1]))
+    figures = []
+    for name, target in (("dense", 1 / 8), ("TRL", 1.0)):
+        if name in found:
+            parts = [a / b for a, b in zip(found["ours"], found[name], strict=True)]
+            where = f"{size.name}, N = {size.num_rows}, reverse KL, float32"
+            figures.append(figure(f"peak extra memory, ours / {name}, {where}", parts, target))
+    return figures, {f"peak extra memory in MiB, {size.name}": {n: max(b) / 2**20 for n, b in found.items()}}
+
+
+# --- the whole -----------------------------------------------------------------------------------------------------------
+
+
+def measure(sizes: Sequence[Size], memory: Size, repeats: int, command: str) -> Result:
+    figures: list[Figure] = []
+    phases: dict[str, Any] = {}
+    for size in sizes:
+        for dtype_name in DTYPES:
+            found, times = measure_time(size, dtype_name, repeats)
+            figures, phases = [*figures, *found], phases | times
+    found, peaks = measure_memory(memory, min(repeats, 3))
+    notes = (
+        [] if peer_loss is not None else ["TRL is not installed here: compared with the dense form alone."]
+    )
+    if peer_loss is not None:
+        notes.append(
+            "bfloat16 is not the same precision on both sides: ours rounds the logits to bfloat16, as the model and the "
+            "dense form do, and multiplies in bfloat16; TRL's CPU path multiplies in float32 and is closer to float32."
+        )
+    if not torch.cuda.is_available():
+        notes.append("No accelerator: measured on one CPU thread alone.")
+    return Result(
+        name="divergence",
+        question="How long does the divergence take from hidden states to gradients, and how much memory?",
+        figures=[*figures, *found],
+        command=command,
+        phases=phases | peaks,
+        floor={"counted": "2 N V (3 D + D_expert) operations at the measured speed of a square product"},
+        notes=notes,
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = parser("divergence", __doc__)
+    options.add_argument(
+        "--peer-python", help="an interpreter whose environment has TRL; everything runs there"
+    )
+    options.add_argument("--repeats", type=int, default=5, help="timed calls of each variant")
+    options.add_argument("--memory-of", help="print the peak of one call in bytes and end")
+    options.add_argument("--rows", type=int, default=MEMORY.num_rows)
+    options.add_argument("--vocab-size", type=int, default=MEMORY.vocab_size)
+    chosen = options.parse_args(arguments)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    if chosen.memory_of:
+        size = Size(name="asked for", vocab_size=chosen.vocab_size, num_rows=chosen.rows)
+        print(extra_bytes(size, chosen.memory_of, 1.0))
+        return
+    if chosen.peer_python:
+        at = list(arguments).index("--peer-python")
+        rest = [*arguments[:at], *arguments[at + 2 :]]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+        command = [chosen.peer_python, "-m", "benchmarks.divergence", *rest]
+        sys.exit(subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode)
+    sizes, memory = (
+        (SMOKE, Size(name="V = 32k", vocab_size=32_000, num_rows=64)) if chosen.smoke else (SIZES, MEMORY)
+    )
+    repeats = 2 if chosen.smoke else chosen.repeats
+    write(measure(sizes, memory, repeats, command_of("divergence", arguments)), chosen.out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

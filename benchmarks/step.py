@@ -1,0 +1,256 @@
+"""A whole on-policy step against trl.DistillationTrainer: same models, prompts, lengths, loss and precision.
+
+Each side runs in a process of its own, with one thread, and they take turns: one step of one, one step of the other. The
+peer needs an environment of its own (`benchmarks/requirements-trl.txt`), named by `--peer-python`; without one the
+benchmark says so and measures our side against its floor alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import (
+    Figure,
+    Result,
+    Timing,
+    attention_flops_per_token,
+    command_of,
+    figure,
+    gemm_gflops,
+    linear_flops_per_token,
+    median_seconds,
+    parser,
+    ratios,
+    write,
+)
+from benchmarks.step_workload import (
+    LARGE,
+    SMALL,
+    SMOKE,
+    Shape,
+    WorkerProcess,
+    Workload,
+    make_model,
+    write_workload,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+LOSS_TOLERANCE = 1e-4
+SIZES = (SMALL, LARGE)
+SAME_FLOAT32 = {"expert.dtype": "float32"}
+AUTO = {"expert.dtype": "auto"}
+SAME_BFLOAT16 = {"train.mixed_precision": "bf16", "expert.dtype": "bfloat16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Our settings and the peer's that are compared. `has_target`: both compute in the same precision."""
+
+    name: str
+    ours: dict[str, Any]
+    peer: str
+    has_target: bool = True
+
+
+PAIRS = (
+    Pair(name="float32, TRL as it comes (layers recomputed)", ours=SAME_FLOAT32, peer="float32-recomputed"),
+    Pair(name="float32, TRL without recomputing", ours=SAME_FLOAT32, peer="float32"),
+    Pair(name="bfloat16, TRL without recomputing", ours=SAME_BFLOAT16, peer="bf16"),
+    Pair(
+        name="ours with expert.dtype auto, TRL float32 without recomputing",
+        ours=AUTO,
+        peer="float32",
+        has_target=False,
+    ),
+)
+
+
+def environment() -> dict[str, str]:
+    """One thread a process, and no network: everything is made here."""
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def peer_is_there(python: str | None) -> bool:
+    """Whether this interpreter can import the peer."""
+    if python is None:
+        return False
+    command = [python, "-c", "import trl, datasets; from trl import DistillationTrainer"]
+    try:
+        done = subprocess.run(command, env=environment(), capture_output=True, timeout=600, check=False)
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
+def run_pair(
+    folder: Path, ours: dict[str, Any], peer: tuple[str, str] | None, *, repeats: int
+) -> dict[str, dict[str, Any]]:
+    """Steps of both sides in turn; one step of each is not timed. Without a peer, ours alone."""
+    commands = {"ours": [sys.executable, "-m", "benchmarks.step_ours", str(folder), json.dumps(ours)]}
+    if peer is not None:
+        commands["peer"] = [peer[0], "-m", "benchmarks.step_peer", str(folder), peer[1]]
+    workers: dict[str, WorkerProcess] = {}
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        for name, command in commands.items():
+            workers[name] = WorkerProcess(command, environment(), folder)
+            found[name] = {"loss": workers[name].ask("loss")["loss_nats"], "steps": []}
+            workers[name].ask("step")
+        order = list(workers)
+        for turn in range(repeats):
+            for name in order if turn % 2 == 0 else reversed(order):
+                found[name]["steps"].append(workers[name].ask("step"))
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return found
+
+
+def timings(side: dict[str, Any]) -> list[Timing]:
+    return [Timing(step["wall_seconds"], step["cpu_seconds"]) for step in side["steps"]]
+
+
+def phases(side: dict[str, Any]) -> dict[str, float]:
+    """Median seconds of each phase, and of the whole step."""
+    names = {name for step in side["steps"] for name in step["phases"]}
+    found = {
+        n: statistics.median(step["phases"].get(n, 0.0) for step in side["steps"]) for n in sorted(names)
+    }
+    return {**found, "step": median_seconds(timings(side))}
+
+
+def pair_figures(work: Workload, pair: Pair, found: dict[str, dict[str, Any]]) -> list[Figure]:
+    ours, peer = timings(found["ours"]), timings(found["peer"])
+    target = work.target if pair.has_target else None
+    head = f"step time, ours / TRL, {work.name}, {pair.name}"
+    figures = [
+        figure(head, ratios(ours, peer), target),
+        figure(f"{head} (processor time)", ratios(ours, peer, "cpu"), target),
+    ]
+    if pair is PAIRS[0]:
+        gap = abs(found["ours"]["loss"] - found["peer"]["loss"])
+        figures.append(
+            figure(f"loss on the same batch, |ours - TRL| in nats, {work.name}", [gap], LOSS_TOLERANCE)
+        )
+    return figures
+
+
+# --- the floor -----------------------------------------------------------------------------------------------------------
+
+
+def step_flops(work: Workload) -> dict[str, float]:
+    """Operations that a step cannot do without: every token once through each model, and back through the student.
+
+    Heads count at response tokens alone. Decoding counts as much as a forward pass: it multiplies the same matrices.
+    """
+    positions = work.prompt_tokens + work.new_tokens
+    response_share = work.new_tokens / positions
+
+    def forward(shape: Shape) -> float:
+        linear = linear_flops_per_token(make_model(shape, work, 0))
+        head = 2.0 * work.vocab_size * shape.width
+        attention = attention_flops_per_token(shape.layers, shape.width, positions / 2)
+        return (linear - head + attention + response_share * head) * work.total_tokens
+
+    student, expert = forward(work.student), forward(work.expert)
+    return {"collect": student, "label": expert, "train": 3 * student}
+
+
+def floor(work: Workload) -> dict[str, float]:
+    """Seconds of the counted operations at the speed this process multiplies matrices."""
+    flops, speed = step_flops(work), gemm_gflops()
+    seconds = {name: count / speed / 1e9 for name, count in flops.items()}
+    return {
+        "gflop": sum(flops.values()) / 1e9,
+        "gflops_measured": speed,
+        **{f"{name}_seconds": value for name, value in seconds.items()},
+        "step_seconds": sum(seconds.values()),
+    }
+
+
+def floor_figure(work: Workload, bound: dict[str, float], ours: dict[str, Any]) -> Figure:
+    times = [t.cpu_seconds / bound["step_seconds"] for t in timings(ours)]
+    return figure(f"processor time of a step, ours / floor, {work.name}, float32", times)
+
+
+# --- the whole -----------------------------------------------------------------------------------------------------------
+
+
+def measure(
+    works: Sequence[Workload], python: str | None, *, pairs: Sequence[Pair], repeats: int, command: str
+) -> Result:
+    figures: list[Figure] = []
+    tables: dict[str, Any] = {}
+    floors: dict[str, Any] = {}
+    there = peer_is_there(python)
+    notes = (
+        []
+        if there
+        else ["TRL is not installed (see benchmarks/requirements-trl.txt): compared with the floor alone."]
+    )
+    if there:
+        notes.append(
+            "TRL's default, gradient checkpointing, computes layers twice to save memory; both are shown."
+        )
+    for work in works:
+        floors[work.name] = floor(work)
+        losses: dict[str, float] = {}
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            write_workload(work, folder)
+            for pair in pairs:
+                peer = (python, pair.peer) if there and python is not None else None
+                found = run_pair(folder, pair.ours, peer, repeats=repeats)
+                tables |= {f"{work.name}, {pair.name}: {side}": phases(f) for side, f in found.items()}
+                losses.setdefault(json.dumps(pair.ours), found["ours"]["loss"])
+                if peer is not None:
+                    figures += pair_figures(work, pair, found)
+                if pair is PAIRS[0]:
+                    figures.append(floor_figure(work, floors[work.name], found["ours"]))
+        gap = abs(losses[json.dumps(AUTO)] - losses[json.dumps(SAME_FLOAT32)])
+        figures.append(figure(f"effect of expert.dtype auto on the loss, nats, {work.name}", [gap], 1e-3))
+    return Result(
+        name="step",
+        question="How long is a whole on-policy step, against TRL's DistillationTrainer and against the arithmetic?",
+        figures=figures,
+        command=command,
+        phases=tables,
+        floor=floors,
+        notes=notes,
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = parser("step", __doc__)
+    options.add_argument("--peer-python", help="an interpreter whose environment has TRL")
+    options.add_argument("--repeats", type=int, default=7, help="timed steps of each side")
+    options.add_argument("--size", choices=[w.name for w in SIZES], help="this size alone")
+    chosen = options.parse_args(arguments)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    works = (SMOKE,) if chosen.smoke else [w for w in SIZES if chosen.size in (None, w.name)]
+    repeats = 2 if chosen.smoke else chosen.repeats
+    pairs = (PAIRS[0], PAIRS[-1]) if chosen.smoke else PAIRS
+    command = command_of("step", arguments)
+    result = measure(works, chosen.peer_python, pairs=pairs, repeats=repeats, command=command)
+    write(result, chosen.out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
