@@ -51,6 +51,30 @@ def test_what_was_asked_for_comes_first(machine):
     assert choose_threads(None, LARGE_MODEL) == 4
 
 
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 6),
+        ({"cpu.max": "max 100000\n"}, 6),
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "20000 100000\n"}, 1),
+        ({"cpu.max": "1600000 100000\n"}, 6),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 6),
+        ({"cpu.max": "nonsense"}, 6),
+    ],
+)
+def test_a_container_counts_the_cores_it_is_allowed(tmp_path, monkeypatch, files, cores):
+    """Six cores, of which a quota allows less. Fails if threads are started that the kernel then holds back."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    monkeypatch.setattr(processor, "CGROUP", tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert processor.available_cores() == cores
+
+
 def test_workers_get_one_thread_unless_the_user_says_otherwise():
     assert one_thread({"A": "b"}) == {"A": "b", "OMP_NUM_THREADS": "1"}
     assert one_thread({"OMP_NUM_THREADS": "2"}) == {"OMP_NUM_THREADS": "2"}

@@ -175,6 +175,15 @@ def inner_model(model: nn.Module) -> PreTrainedModel:
     return get_base() if get_base is not None else model  # type: ignore[return-value]
 
 
+def has_dropout(model: nn.Module) -> bool:
+    """Whether some layer drops things at random in training, as a layer of its own or by a rate that attention reads."""
+    return any(
+        (isinstance(module, nn.Dropout) and module.p > 0)
+        or any("drop" in name and isinstance(rate, float) and rate > 0 for name, rate in vars(module).items())
+        for module in model.modules()
+    )
+
+
 def backbone(model: nn.Module) -> nn.Module:
     """The model without its head: token ids -> last hidden states."""
     inner = inner_model(model)

@@ -6,6 +6,7 @@ Both are process-wide, chosen once when a run starts, and written down in the ru
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -19,9 +20,13 @@ than one, by factors of 2 to 40: each waits at every barrier for the one that ha
 MAX_THREADS = 8
 """More share the small matrices of a step in too small pieces."""
 
+CGROUP = Path("/sys/fs/cgroup")
+_QUOTA_FILES = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
+"""Of the second and the first version of control groups: microseconds allowed, in a period of so many."""
 _IDLE_COLUMN = 3
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
-_KEEP_BELOW_BYTES = 2**27
+_KEEP_BELOW_BYTES = (2**27, 2**25)
+"""The second is the most that older versions of glibc take."""
 _NEVER = 2**31 - 1
 
 
@@ -45,9 +50,22 @@ def choose_threads(asked: int | None, num_parameters: int = 0, num_processes: in
 
 
 def available_cores() -> int:
-    """Cores this process may use."""
+    """Cores this process may use: those it may run on, or fewer where a container is allowed less of their time."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, _quota())))
+
+
+def _quota() -> float:
+    """Cores' worth of time that a container allows this process; infinite where nobody limits it."""
+    for names in _QUOTA_FILES:
+        try:
+            allowed, period = " ".join((CGROUP / name).read_text(encoding="ascii") for name in names).split()
+        except (OSError, ValueError):
+            continue
+        if allowed.isdigit() and period.isdigit() and int(period) > 0:
+            return int(allowed) / int(period)
+    return math.inf
 
 
 def idle_share(seconds: float = 0.25) -> float:
@@ -75,8 +93,8 @@ def keep_freed_memory() -> bool:
     """Let the C library keep freed memory for the next step instead of handing it back to the kernel.
 
     Every step allocates the same tensors again. By default glibc maps the large ones from the kernel, which zeroes them page
-    by page, and unmaps them when they are freed, at every use. Allocations of 128 MiB and more still come and go: kept, they
-    would cost more memory than time. The price is a process that stays as large as it once was.
+    by page, and unmaps them when they are freed, at every use. Allocations of 128 MiB and more (32 MiB in older versions)
+    still come and go: kept, they would cost more memory than time. The price is a process that stays as large as it once was.
 
     Returns:
         whether anything was changed: not where the C library is another one, and not where the user has chosen
@@ -89,4 +107,5 @@ def keep_freed_memory() -> bool:
         mallopt = library.mallopt
     except (OSError, AttributeError):  # not glibc
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _KEEP_BELOW_BYTES) == 1 and mallopt(_TRIM_THRESHOLD, _NEVER) == 1)
+    keeps = any(mallopt(_MMAP_THRESHOLD, size) == 1 for size in _KEEP_BELOW_BYTES)
+    return mallopt(_TRIM_THRESHOLD, _NEVER) == 1 or keeps

@@ -296,8 +296,8 @@ class TrainConfig:
     rollout_batch_size: int | None = None
     """Trajectories that are written side by side; None: all of a round. Lower it when generation runs out of memory."""
     threads: int | None = None
-    """CPU threads a process; None: OMP_NUM_THREADS, else one, or all cores for a student of a million parameters and more
-    that trains alone on an idle machine. Other runs beside two threads slow both down: set 1 if there will be some."""
+    """CPU threads a process; None: OMP_NUM_THREADS, else one, or all cores (eight at most) for a student of a million parameters
+    and more that trains alone on an idle machine. Other runs beside two threads slow both down: set 1 if there will be some."""
     compile: bool = False
     """Compile the student's training forward pass: half a minute at the start (a C++ compiler is needed), 1.1 to 1.2 times
     the speed after it on a CPU. Results differ by rounding."""

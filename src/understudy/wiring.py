@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object
+from torch import nn
 
 from understudy.build import Parts
 from understudy.errors import ConfigError
 from understudy.evaluation.score import Evaluation, Plan, evaluate
 from understudy.methods import LossSettings, method_named
+from understudy.models import has_dropout
 from understudy.progress import Bar
 from understudy.rollouts.collect import Sources
 from understudy.rollouts.drafts import DraftBook
@@ -74,6 +76,7 @@ def assemble(
     student, optimizer = accelerator.prepare(loss, optimizer)
     model = accelerator.unwrap_model(student).model
     drafts = None if recipe.rollouts.drafts == "off" else DraftBook()
+    readings = [] if drafts is not None and _can_train_on_readings(recipe, accelerator, model) else None
     plan = replace(evaluation_plan(recipe, parts, limits), drafts=drafts)
     journal = Journal(folder, is_writing=accelerator.is_main_process)
 
@@ -92,10 +95,11 @@ def assemble(
             seed=recipe.seed,
             samples_per_prompt=recipe.train.samples_per_prompt,
             batch_size=recipe.train.rollout_batch_size,
-            student=lambda: HFDecoder(model, vocab_size=parts.vocab_size),
+            student=lambda: HFDecoder(model, vocab_size=parts.vocab_size, readings=readings),
             expert=None if parts.expert is None else parts.expert.decoder,
             offline=_offline(recipe, parts, limits, data_root),
             drafts=drafts,
+            readings=readings,
             is_coupled=recipe.rollouts.drafts == "coupled",
         ),
         expert=parts.expert,
@@ -109,6 +113,23 @@ def assemble(
         stage=stage,
         evaluate=_evaluator(model, plan, accelerator, bar),
         report=report,
+    )
+
+
+def _can_train_on_readings(recipe: Recipe, accelerator: Accelerator, model: nn.Module) -> bool:
+    """Whether a pass that checked drafts is the pass that training would make (see `rollouts.readings`).
+
+    The weights must still be the same, training must not drop anything at random, and neither data-parallel wrappers nor
+    a limit on what is held in memory at once may want to see the pass themselves.
+    """
+    return (
+        recipe.train.steps_per_round == 1
+        and recipe.train.micro_batch_size is None
+        and recipe.train.rollout_batch_size is None
+        and not recipe.train.compile
+        and accelerator.distributed_type == DistributedType.NO
+        and not any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+        and not has_dropout(model)
     )
 
 

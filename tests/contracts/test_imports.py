@@ -26,6 +26,7 @@ LAYERS = (
         "rollouts.sampler",
         "rollouts.mixture",
         "rollouts.cache",
+        "rollouts.readings",
         "rollouts.hf",
         "rollouts.offline",
         "rollouts.drafts",

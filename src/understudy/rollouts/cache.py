@@ -44,7 +44,7 @@ class GrowingLayer(CacheLayerMixin):
         return self._end - self._first
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys, self.values = key_states, value_states
+        self.keys, self.values = key_states.detach(), value_states.detach()
         self.is_initialized = True
 
     def update(

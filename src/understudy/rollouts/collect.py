@@ -12,6 +12,7 @@ from understudy.records import Prompt, Trajectory
 from understudy.rollouts.drafts import DraftBook, sample_with_drafts
 from understudy.rollouts.mixture import expert_writes_sequence, expert_writes_tokens
 from understudy.rollouts.offline import OfflineData, as_trajectory, reference_response
+from understudy.rollouts.readings import Reading
 from understudy.rollouts.sampler import Decoder, Limits, sample_all
 from understudy.tasks.task import Task
 
@@ -32,6 +33,8 @@ class Sources:
     offline: OfflineData | Literal["reference"] | None
     drafts: DraftBook | None = None
     """Guesses of the student's responses, kept over rounds; None: none are tried."""
+    readings: list[Reading] | None = None
+    """Where the student leaves what it computed while it checked drafts; None: its training cannot use that."""
     is_coupled: bool = False
     """The student's draws are the same each time its prompt comes round again (see `drafts`)."""
 

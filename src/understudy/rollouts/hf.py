@@ -8,7 +8,7 @@ B sequences, T positions, V vocabulary, D width, U distinct prompts, K kept rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -18,9 +18,8 @@ from understudy.errors import DataError
 from understudy.models import backbone, context_length, head_of, inner_model
 from understudy.records import Prompt
 from understudy.rollouts.cache import GrowingCache
-
-Choose = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(logp_nV, row_n, t_n) -> token_n: what is emitted at these places, given the law there."""
+from understudy.rollouts.readings import Reading
+from understudy.rollouts.sampler import Choose
 
 _TILE = 1 << 22
 """Log-probabilities made at once while a draft is verified."""
@@ -37,8 +36,17 @@ class HFDecoder:
     cache then moves every row to the right, where its next token goes.
     """
 
-    def __init__(self, model: nn.Module, *, vocab_size: int, ignores_autocast: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        vocab_size: int,
+        ignores_autocast: bool = False,
+        readings: list[Reading] | None = None,
+    ) -> None:
+        """`readings`: where to put what `follow` computes, with its graph; None: it is not wanted."""
         self.ignores_autocast = ignores_autocast
+        self.readings = readings
         self.backbone = backbone(model)
         self.head = head_of(model, vocab_size)
         self.config = inner_model(model).config.get_text_config()
@@ -92,7 +100,14 @@ class HFDecoder:
             len(d) if self.context is None else self.context - n for d, n in zip(drafts, lengths, strict=True)
         ]
         drafts = [tuple(d[:n]) for d, n in zip(drafts, room, strict=True)]
-        hidden_BTD = self._read([(*p.token_ids, *d) for p, d in zip(prompts, drafts, strict=True)])
+        row_ids = [(*p.token_ids, *d) for p, d in zip(prompts, drafts, strict=True)]
+        if self.readings is None:
+            hidden_BTD = self._read(row_ids)
+        else:
+            with torch.enable_grad():
+                hidden_BTD = self._read(row_ids)
+            self.readings.append(Reading(row_ids, hidden_BTD))
+            hidden_BTD = hidden_BTD.detach()
         length_B = torch.tensor(lengths, device=self.device)
         accepted_B, token_BT, logp_BT = self._verify(hidden_BTD, length_B, drafts, choose)
         kept = [n + a for n, a in zip(lengths, accepted_B.tolist(), strict=True)]

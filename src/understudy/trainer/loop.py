@@ -171,6 +171,7 @@ def _log_step(
         "finished_rate": sum(t.finish != "length" for t in fresh) / max(len(fresh), 1),
         "draft_acceptance_rate": drafted.acceptance_rate,
         "drafted_rate": drafted.drafted_rate,
+        "read_rate": result.read_rate,
     }
     s.journal.write("metrics", record)
     flat = {k: v for k, v in record.items() if isinstance(v, int | float)}

@@ -103,10 +103,20 @@ class StudentLoss(nn.Module):
         self.hidden_states = torch.compile(hidden_states, dynamic=True) if is_compiled else hidden_states
 
     def forward(
-        self, token_BT: Tensor, labels: Labels, row_loss: RowLoss, weight_N: Tensor
+        self,
+        token_BT: Tensor,
+        labels: Labels,
+        row_loss: RowLoss,
+        weight_N: Tensor,
+        known_BSD: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(sum of weight * value, value_N); the law of token t stands at position t - 1."""
-        hidden_ND = self.hidden_states(self.model, token_BT)[:, :-1][labels.gate_BT[:, 1:]]
+        """(sum of weight * value, value_N); the law of token t stands at position t - 1.
+
+        `known_BSD`: the hidden states of all tokens but the last, S = T - 1, if these weights have computed them before.
+        """
+        if known_BSD is None:
+            known_BSD = self.hidden_states(self.model, token_BT)[:, :-1]
+        hidden_ND = known_BSD[labels.gate_BT[:, 1:]]
         return loss_from_hidden(
             row_loss,
             hidden_ND,

@@ -40,6 +40,8 @@ class StepResult:
     learning_rate: float
     trained_tokens: int
     padding_rate: float
+    read_rate: float
+    """Share of the tokens whose forward pass was the one that had checked their drafts, in the main process."""
 
 
 def optimizer_step(
@@ -53,7 +55,8 @@ def optimizer_step(
     accelerator, recipe = s.accelerator, s.recipe
     # A policy gradient is one of the law that drew the tokens, and that law had no dropout.
     s.student.train(not s.objective.needs_student_tokens)
-    batches = _batches(s, trajectories)
+    pieces = _pieces(s, trajectories)
+    batches, was_read = [p.batch for p in pieces], [p.known_BSD is not None for p in pieces]
     gates = [gate & (len(trajectories) > 0) for gate in (gate_of(s.method, b) for b in batches)]
     sums = torch.tensor(
         [sum(int(g.sum()) for g in gates), len(trajectories), sum(len(t.response_ids) for t in trajectories)],
@@ -68,7 +71,7 @@ def optimizer_step(
         joined = contextlib.nullcontext() if i + 1 == len(batches) else accelerator.no_sync(s.student)
         with clock.phase("train"), joined:
             weight_N = uniform_weight(gate_BT[gate_BT])
-            loss, value_N = s.student(batch.token_BT, labels, s.row_loss, weight_N)
+            loss, value_N = s.student(batch.token_BT, labels, s.row_loss, weight_N, pieces[i].known_BSD)
             _require_finite(value_N, gate_BT, batch, progress)
             accelerator.backward(loss * (accelerator.num_processes / max(num_tokens, 1)))
             total += value_N.double().sum()
@@ -81,27 +84,57 @@ def optimizer_step(
         progress.expert_queries += num_tokens
     loss_nats = accelerator.reduce(total, reduction="sum").item() / max(num_tokens, 1)  # pyright: ignore
     cells = sum(b.token_BT.numel() for b in batches)
-    filled = sum(len(t.prompt.token_ids) + len(t.response_ids) for b in batches for t in b.trajectories)
+    filled = [sum(len(t.prompt.token_ids) + len(t.response_ids) for t in b.trajectories) for b in batches]
     return StepResult(
         loss_nats=loss_nats,
         grad_norm=norm,
         learning_rate=rate,
         trained_tokens=num_tokens,
-        padding_rate=1 - filled / cells,
+        padding_rate=1 - sum(filled) / cells,
+        read_rate=sum(n for n, is_read in zip(filled, was_read, strict=True) if is_read) / sum(filled),
     )
 
 
-def _batches(s: Setup, trajectories: Sequence[Trajectory]) -> list[TrainBatch]:
+@dataclass(frozen=True)
+class _Piece:
+    """A part of the step's batch that goes through the student at once; see `StudentLoss.forward` for what is known."""
+
+    batch: TrainBatch
+    known_BSD: Tensor | None = None
+
+
+def _pieces(s: Setup, trajectories: Sequence[Trajectory]) -> list[_Piece]:
     device, size = s.accelerator.device, s.recipe.train.micro_batch_size
     if not trajectories:
         # A process that has nothing to train on must still take part in the exchange of gradients: one token, gate shut.
-        pieces = [[_placeholder(s)]]
-    elif size is not None or s.accelerator.distributed_type not in _FREE_TO_SPLIT:
-        pieces = micro_batches(trajectories, size)
+        return [_Piece(collate([_placeholder(s)], device))]
+    read, rest = _already_read(s, trajectories)
+    if not rest:
+        return read
+    if size is not None or s.accelerator.distributed_type not in _FREE_TO_SPLIT:
+        parts = micro_batches(rest, size)
     else:
         is_cpu = device.type == "cpu"
-        pieces = by_length(trajectories, MIN_PIECE_TOKENS_CPU if is_cpu else MIN_PIECE_TOKENS_ACCELERATOR)
-    return [collate(piece, device) for piece in pieces]
+        parts = by_length(rest, MIN_PIECE_TOKENS_CPU if is_cpu else MIN_PIECE_TOKENS_ACCELERATOR)
+    return read + [_Piece(collate(part, device)) for part in parts]
+
+
+def _already_read(s: Setup, trajectories: Sequence[Trajectory]) -> tuple[list[_Piece], list[Trajectory]]:
+    """What can be trained from the passes that checked this round's drafts, and what is left."""
+    pieces, rest = [], list(trajectories)
+    readings = s.sources.readings or []
+    while readings:
+        reading = readings.pop()
+        places = reading.places(rest)
+        known = [(t, row) for t, row in zip(rest, places, strict=True) if row is not None]
+        if not known or not reading.pays([t for t, _ in known]):
+            continue
+        batch = collate([t for t, _ in known], s.accelerator.device)
+        row_B = torch.tensor([row for _, row in known], device=s.accelerator.device)
+        known_BSD = reading.hidden_BTD[row_B, : batch.token_BT.shape[1] - 1]
+        pieces.append(_Piece(batch, known_BSD))
+        rest = [t for t, row in zip(rest, places, strict=True) if row is None]
+    return pieces, rest
 
 
 def _placeholder(s: Setup) -> Trajectory:
