@@ -21,6 +21,9 @@ import torch
 from torch import nn
 
 RESULTS = Path(__file__).resolve().parent / "results"
+Clock = Literal["wall", "cpu"]
+STEADY_WITHIN = 1.5
+"""Largest ratio of two measurements of one speed on a machine that can be called steady."""
 
 
 # --- time ----------------------------------------------------------------------------------------------------------------
@@ -32,6 +35,9 @@ class Timing:
 
     wall_seconds: float
     cpu_seconds: float
+
+    def seconds(self, kind: Clock) -> float:
+        return self.wall_seconds if kind == "wall" else self.cpu_seconds
 
 
 def timed(action: Callable[[], object], *, calls: int = 1) -> Timing:
@@ -46,8 +52,23 @@ def timed(action: Callable[[], object], *, calls: int = 1) -> Timing:
 
 def wait_for_device() -> None:
     """Work on an accelerator is queued: without this the queueing is timed, not the work."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
+
+
+def clock_of(device: torch.device) -> Clock:
+    """The clock that others on the machine disturb least: processor time on a CPU; on a GPU the processor mostly waits."""
+    return "cpu" if device.type == "cpu" else "wall"
+
+
+def clock_name(device: torch.device) -> str:
+    return {"cpu": "processor", "wall": "wall"}[clock_of(device)]
+
+
+def seconds_now(device: torch.device) -> float:
+    """That clock, once the device has done all that was asked of it."""
+    wait_for_device()
+    return time.process_time() if clock_of(device) == "cpu" else time.perf_counter()
 
 
 def interleaved(
@@ -118,24 +139,26 @@ def figure(
     )
 
 
-def ratios(
-    ours: Sequence[Timing], theirs: Sequence[Timing], kind: Literal["wall", "cpu"] = "wall"
-) -> list[float]:
+def ratios(ours: Sequence[Timing], theirs: Sequence[Timing], kind: Clock = "wall") -> list[float]:
     """ours / theirs, turn by turn."""
-    name = f"{kind}_seconds"
-    return [getattr(a, name) / getattr(b, name) for a, b in zip(ours, theirs, strict=True)]
+    return [a.seconds(kind) / b.seconds(kind) for a, b in zip(ours, theirs, strict=True)]
 
 
-def median_seconds(timings: Sequence[Timing], kind: Literal["wall", "cpu"] = "wall") -> float:
+def median_seconds(timings: Sequence[Timing], kind: Clock = "wall") -> float:
     """The median of one variant by itself: for phase tables, not for comparisons."""
-    return statistics.median(getattr(t, f"{kind}_seconds") for t in timings)
+    return statistics.median(t.seconds(kind) for t in timings)
+
+
+def target_on(device: torch.device, *, cpu: float | None = None, gpu: float | None = None) -> float | None:
+    """A target where it is stated for this kind of device, else None."""
+    return cpu if device.type == "cpu" else gpu
 
 
 # --- the machine and its floor -------------------------------------------------------------------------------------------
 
 
-def machine() -> dict[str, Any]:
-    """What a ratio may depend on; nothing that names the machine."""
+def machine(device: torch.device | None = None) -> dict[str, Any]:
+    """What a ratio may depend on; nothing that names the machine. `device`: where the work ran, if the benchmark chose."""
     found: dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -144,7 +167,9 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "load": round(os.getloadavg()[0], 1),
     }
-    if torch.cuda.is_available():
+    if device is not None:
+        found["device"] = device.type
+    if torch.cuda.is_available() and (device is None or device.type == "cuda"):
         found["accelerator"] = torch.cuda.get_device_name()
     return found
 
@@ -159,15 +184,36 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def gemm_gflops(dtype: torch.dtype = torch.float32, size: int = 1024, repeats: int = 5) -> float:
-    """The best speed at which this process multiplies square matrices with the threads it has.
+def gemm_gflops(
+    dtype: torch.dtype = torch.float32,
+    size: int | None = None,
+    repeats: int = 5,
+    device: torch.device | None = None,
+) -> float:
+    """The best speed at which this process multiplies square matrices with the threads, or the accelerator, it has.
 
-    By processor time, so that others on the machine do not lower it. Call it in the same run as what it is compared with.
+    On a CPU by processor time, so that others on the machine do not lower it; on a GPU by wall time, and of matrices
+    large enough to fill it. Call it in the same run as what it is compared with.
     """
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    a @ b
-    threads = torch.get_num_threads()
-    return max(2 * size**3 * threads / timed(lambda: a @ b).cpu_seconds for _ in range(repeats)) / 1e9
+    device = device or torch.device("cpu")
+    on_cpu = device.type == "cpu"
+    size = size or (1024 if on_cpu else 8192)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    torch.mm(a, b)
+    threads = torch.get_num_threads() if on_cpu else 1
+    best = min(timed(lambda: torch.mm(a, b)).seconds(clock_of(device)) for _ in range(repeats))
+    return 2 * size**3 * threads / best / 1e9
+
+
+def speed_notes(speeds: Sequence[float]) -> list[str]:
+    """A warning where the same product ran at different speeds in one run: floors are of the first of them."""
+    apart = max(speeds) / min(speeds)
+    if apart <= STEADY_WITHIN:
+        return []
+    return [
+        f"Unsteady machine: the speed of the same matrix product differed by a factor of {apart:.1f} within this run "
+        f"({min(speeds):.0f} to {max(speeds):.0f} GFLOP/s). Floors are at {speeds[0]:.0f} GFLOP/s and no better known than that."
+    ]
 
 
 def linear_flops_per_token(model: nn.Module) -> float:
@@ -185,6 +231,17 @@ def attention_flops_per_token(layers: int, width: int, context_mean: float) -> f
     return 4.0 * layers * width * context_mean
 
 
+def forward_flops(
+    model: nn.Module, *, layers: int, width: int, vocab_size: int, prompt_tokens: int, response_tokens: int
+) -> float:
+    """Operations of one sequence's way forward: every token once through the layers, the head at response tokens alone."""
+    positions = prompt_tokens + response_tokens
+    head = 2.0 * vocab_size * width
+    layer_flops = linear_flops_per_token(model) - head
+    attention = attention_flops_per_token(layers, width, positions / 2)
+    return positions * (layer_flops + attention) + response_tokens * head
+
+
 # --- the file ------------------------------------------------------------------------------------------------------------
 
 
@@ -193,7 +250,7 @@ class Result:
     """What `results/NAME.json` holds and `docs/performance.md` is made from.
 
     `phases`: for each setting, seconds (or shares) by phase. `floor`: counted operations, measured speed and what follows.
-    `notes`: what a reader must know, such as a peer that could not be run.
+    `notes`: what a reader must know, such as a peer that could not be run, or the unit of the phases. `device`: where it ran.
     """
 
     name: str
@@ -203,13 +260,14 @@ class Result:
     phases: Mapping[str, Any] = field(default_factory=dict)
     floor: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    device: torch.device | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "question": self.question,
             "command": self.command,
-            "machine": machine(),
+            "machine": machine(self.device),
             "figures": [f.to_json() for f in self.figures],
             "phases": dict(self.phases),
             "floor": dict(self.floor),
@@ -251,7 +309,38 @@ def parser(module: str, description: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def add_device(options: argparse.ArgumentParser) -> None:
+    """The option `--device`; `device_named` turns what was given into a device."""
+    options.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one"
+    )
+
+
+def device_named(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SystemExit(
+            "--device cuda: torch sees no GPU here. Use --device cpu or install torch with CUDA."
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+_OF_THIS_MACHINE = {"--out": None, "--peer-python": "PYTHON", "--gsm8k": "FOLDER"}
+"""Options whose values are paths, and what stands for them in a published command; None: left out."""
+
+
 def command_of(module: str, arguments: Sequence[str]) -> str:
-    """The command as a reader would type it; folders and interpreters of this machine are left out."""
-    kept = [a for a in arguments if "/" not in a and a not in ("--out", "--peer-python")]
+    """The command as a reader would type it: places on this machine are named by what belongs there."""
+    kept: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        option, is_joined, _ = argument.partition("=")
+        if option not in _OF_THIS_MACHINE:
+            kept.append(argument)
+            continue
+        if not is_joined:
+            next(left, None)
+        stand_in = _OF_THIS_MACHINE[option]
+        kept += [] if stand_in is None else [option, stand_in]
     return shlex.join(["python", "-m", f"benchmarks.{module}", *kept])

@@ -32,9 +32,10 @@ def tables(results: Sequence[Mapping[str, Any]]) -> str:
 def section(result: Mapping[str, Any]) -> str:
     """One result: question, command, machine, figures with their targets, phases, floor."""
     machine = result["machine"]
+    accelerator = f"{machine['accelerator']} and " if machine.get("device") == "cuda" else ""
     parts = [
         f"### {result['name']}",
-        f"{result['question']}\n\n`{result['command']}` on {machine['processor']}, {machine['cores']} cores, "
+        f"{result['question']}\n\n`{result['command']}` on {accelerator}{machine['processor']}, {machine['cores']} cores, "
         f"{machine['threads']} thread{'s' if machine['threads'] != 1 else ''} a process, torch {machine['torch']}"
         + (f", load {machine['load']}." if "load" in machine else "."),
         figures_table(result["figures"]),

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.common import add_device
 from benchmarks.report import ORDER
 
 NEEDS_PEER = ("divergence", "step")
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("--smoke", action="store_true", help="the smallest sizes")
     options.add_argument("--out", type=Path, help="folder of the results' JSON files")
     options.add_argument("--peer-python", help="an interpreter whose environment has TRL")
+    add_device(options)
     chosen = options.parse_args(arguments)
     failed = [name for name in ORDER if not _run(name, chosen)]
     if failed:
@@ -37,6 +39,7 @@ def _run(name: str, chosen: argparse.Namespace) -> bool:
     command += ["--smoke"] if chosen.smoke else []
     command += ["--out", str(chosen.out)] if chosen.out else []
     command += ["--peer-python", chosen.peer_python] if chosen.peer_python and name in NEEDS_PEER else []
+    command += ["--device", chosen.device] if chosen.device != "auto" else []
     return subprocess.run(command, env={"OMP_NUM_THREADS": "1", **os.environ}, check=False).returncode == 0
 
 

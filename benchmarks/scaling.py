@@ -1,6 +1,7 @@
 """Cost of a whole step against batch, length, vocabulary and model size: a slope of 1 on log-log axes is proportional cost.
 
-Each axis is varied alone, sizes in turn. Processor time, because a slope compares times that are seconds apart.
+Each axis is varied alone, sizes in turn. On a CPU processor time, because a slope compares times that are seconds apart; on a
+GPU wall time.
 """
 
 from __future__ import annotations
@@ -17,12 +18,28 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import Figure, Result, command_of, figure, interleaved, parser, ratios, write
+from benchmarks.common import (
+    Figure,
+    Result,
+    add_device,
+    clock_name,
+    clock_of,
+    command_of,
+    device_named,
+    figure,
+    gemm_gflops,
+    interleaved,
+    median_seconds,
+    parser,
+    ratios,
+    speed_notes,
+    write,
+)
 from benchmarks.step import step_flops
-from benchmarks.step_ours import as_written, make_setup
+from benchmarks.step_ours import as_written, make_setup, this_round
 from benchmarks.step_workload import SMALL, SMOKE, Shape, Workload, write_workload
 from understudy.processor import keep_freed_memory
-from understudy.rollouts.collect import Round, collect
+from understudy.rollouts.collect import collect
 from understudy.rollouts.hf import evaluating
 from understudy.trainer.checkpoint import Progress
 from understudy.trainer.setup import Clock, Setup
@@ -59,14 +76,7 @@ def one_step(s: Setup, work: Workload) -> Callable[[], None]:
     clock = Clock(progress, s.accelerator.device)
 
     def step() -> None:
-        this = Round(
-            number=progress.round,
-            first_prompt=progress.prompts,
-            num_prompts=work.batch_size,
-            student_version=progress.step,
-            process=0,
-            num_processes=1,
-        )
+        this = this_round(progress, work.batch_size)
         with evaluating(s.model):
             fresh = collect(s.sources, s.method.prefixes, s.options, this)
         progress.round += 1
@@ -85,31 +95,47 @@ def slope(sizes: Sequence[float], seconds: Sequence[float]) -> float:
 
 
 def measure_axis(
-    name: str, works: Mapping[str, Workload], *, repeats: int
-) -> tuple[list[Figure], dict[str, float]]:
+    name: str, works: Mapping[str, Workload], *, repeats: int, speed_gflops: float, device: torch.device
+) -> tuple[list[Figure], dict[str, float], dict[str, dict[str, float]]]:
+    """Slopes, the seconds of a step by size, and how those stand to the counted operations."""
     with tempfile.TemporaryDirectory() as place:
         actions = {}
         for size, work in works.items():
             folder = Path(place) / size
             folder.mkdir()
             write_workload(work, folder)
-            actions[size] = one_step(make_setup(folder, {"rollouts.drafts": "off"})[0], work)
+            actions[size] = one_step(make_setup(folder, {}, device)[0], work)
         found = interleaved(actions, repeats=repeats)
+    clock = clock_of(device)
     sizes = [float(size) for size in works]
-    flops = [sum(step_flops(work).values()) for work in works.values()]
-    turns = [[found[size][turn].cpu_seconds for size in works] for turn in range(repeats)]
+    flops = {size: sum(step_flops(work).values()) for size, work in works.items()}
+    turns = [[found[size][turn].seconds(clock) for size in works] for turn in range(repeats)]
     figures = [
         figure(f"slope of time against {name}, {' / '.join(works)}", [slope(sizes, t) for t in turns]),
         figure(
             f"slope of time against counted operations, by {name}",
-            [slope(flops, t) for t in turns],
+            [slope(list(flops.values()), t) for t in turns],
             SLOPE_TARGET,
         ),
     ]
-    return figures, {size: statistics.median(t.cpu_seconds for t in found[size]) for size in works}
+    seconds = {size: median_seconds(found[size], clock) for size in works}
+    floors = {f"{name} {size}": floor_row(flops[size], speed_gflops, seconds[size]) for size in works}
+    return figures, seconds, floors
 
 
-def measure_padding(base: Workload, *, repeats: int) -> list[Figure]:
+def floor_row(flops: float, speed_gflops: float, seconds: float) -> dict[str, float]:
+    """The counted operations of a step, their time at the measured speed, and how far above it the step is."""
+    least = flops / speed_gflops / 1e9
+    return {
+        "gflop": flops / 1e9,
+        "gflops_measured": speed_gflops,
+        "step_seconds": least,
+        "measured_seconds": seconds,
+        "measured / floor": seconds / least,
+    }
+
+
+def measure_padding(base: Workload, *, repeats: int, device: torch.device) -> list[Figure]:
     """Labels, loss and gradient on responses with a long tail: one padded batch against pieces of like length."""
     work = replace(base, batch_size=2 * base.batch_size)
     draw = torch.Generator().manual_seed(0)
@@ -119,10 +145,8 @@ def measure_padding(base: Workload, *, repeats: int) -> list[Figure]:
         folder = Path(place)
         write_workload(replace(work, prompt_tokens=64, new_tokens=256), folder)
         setups = {
-            "pieces": make_setup(folder, {"rollouts.drafts": "off"}),
-            "whole": make_setup(
-                folder, {"rollouts.drafts": "off", "train.micro_batch_size": work.batch_size}
-            ),
+            "pieces": make_setup(folder, {}, device),
+            "whole": make_setup(folder, {"train.micro_batch_size": work.batch_size}, device),
         }
         _, _, prompts, responses = setups["whole"]
         rows = [r[:n] for r, n in zip(responses, lengths, strict=True)]
@@ -142,41 +166,55 @@ def measure_padding(base: Workload, *, repeats: int) -> list[Figure]:
         found = interleaved({name: action(name) for name in setups}, repeats=repeats)
     return [
         figure(
-            "processor time on long-tailed lengths, pieces / padded whole",
-            ratios(found["pieces"], found["whole"], "cpu"),
+            f"{clock_name(device)} time on long-tailed lengths, pieces / padded whole",
+            ratios(found["pieces"], found["whole"], clock_of(device)),
         ),
         figure("padding of long-tailed lengths, padded whole", [padding["whole"]]),
         figure("padding of long-tailed lengths, pieces", [padding["pieces"]], 0.05),
     ]
 
 
-def measure(base: Workload, *, repeats: int, command: str) -> Result:
+def measure(base: Workload, *, repeats: int, command: str, device: torch.device) -> Result:
     figures: list[Figure] = []
     tables: dict[str, Any] = {}
+    floors: dict[str, Any] = {}
+    speeds = [gemm_gflops(device=device)]
     for name, works in axes(base).items():
-        made, tables[f"processor seconds of a step by {name}"] = measure_axis(name, works, repeats=repeats)
+        made, seconds, rows = measure_axis(
+            name, works, repeats=repeats, speed_gflops=speeds[0], device=device
+        )
         figures += made
-    figures += measure_padding(base, repeats=repeats)
+        tables[f"seconds of a step by {name}"] = seconds
+        floors |= rows
+        speeds.append(gemm_gflops(device=device))
+    figures += measure_padding(base, repeats=repeats, device=device)
     return Result(
         name="scaling",
         question="Does a step cost more than in proportion to batch, length, vocabulary or model size?",
         figures=figures,
         command=command,
         phases=tables,
+        floor=floors,
         notes=[
-            f"The base is {base.name}: batch {base.batch_size}, {base.new_tokens} new tokens, float32, no drafts."
+            f"The base is {base.name}: batch {base.batch_size}, {base.new_tokens} new tokens, float32, no drafts.",
+            f"Phases: {clock_name(device)} seconds of whole steps, medians.",
+            f"Floor: {clock_name(device)} seconds, at the speed of square products measured once at the start of the run.",
+            *speed_notes(speeds),
         ],
+        device=device,
     )
 
 
 def main(arguments: Sequence[str]) -> None:
     options = parser("scaling", __doc__)
+    add_device(options)
     options.add_argument("--repeats", type=int, default=5, help="timed steps of each size")
     chosen = options.parse_args(arguments)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     keep_freed_memory()
     base, repeats = (SMOKE, 2) if chosen.smoke else (SMALL, chosen.repeats)
-    write(measure(base, repeats=repeats, command=command_of("scaling", arguments)), chosen.out)
+    command, device = command_of("scaling", arguments), device_named(chosen.device)
+    write(measure(base, repeats=repeats, command=command, device=device), chosen.out)
 
 
 if __name__ == "__main__":

@@ -24,14 +24,18 @@ from benchmarks.common import (
     Figure,
     Result,
     Timing,
-    attention_flops_per_token,
+    add_device,
+    clock_name,
+    clock_of,
     command_of,
+    device_named,
     figure,
+    forward_flops,
     gemm_gflops,
-    linear_flops_per_token,
     median_seconds,
     parser,
     ratios,
+    speed_notes,
     write,
 )
 from benchmarks.step_workload import (
@@ -100,12 +104,18 @@ def peer_is_there(python: str | None) -> bool:
 
 
 def run_pair(
-    folder: Path, ours: dict[str, Any], peer: tuple[str, str] | None, *, repeats: int
+    folder: Path,
+    ours: dict[str, Any],
+    peer: tuple[str, str] | None,
+    *,
+    repeats: int,
+    device: torch.device,
 ) -> dict[str, dict[str, Any]]:
     """Steps of both sides in turn; one step of each is not timed. Without a peer, ours alone."""
-    commands = {"ours": [sys.executable, "-m", "benchmarks.step_ours", str(folder), json.dumps(ours)]}
+    ours_command = [sys.executable, "-m", "benchmarks.step_ours", str(folder), json.dumps(ours), device.type]
+    commands = {"ours": ours_command}
     if peer is not None:
-        commands["peer"] = [peer[0], "-m", "benchmarks.step_peer", str(folder), peer[1]]
+        commands["peer"] = [peer[0], "-m", "benchmarks.step_peer", str(folder), peer[1], device.type]
     workers: dict[str, WorkerProcess] = {}
     found: dict[str, dict[str, Any]] = {}
     try:
@@ -128,7 +138,7 @@ def timings(side: dict[str, Any]) -> list[Timing]:
 
 
 def phases(side: dict[str, Any]) -> dict[str, float]:
-    """Median seconds of each phase, and of the whole step."""
+    """Median wall seconds of each phase, and of the whole step."""
     names = {name for step in side["steps"] for name in step["phases"]}
     found = {
         n: statistics.median(step["phases"].get(n, 0.0) for step in side["steps"]) for n in sorted(names)
@@ -136,14 +146,15 @@ def phases(side: dict[str, Any]) -> dict[str, float]:
     return {**found, "step": median_seconds(timings(side))}
 
 
-def pair_figures(work: Workload, pair: Pair, found: dict[str, dict[str, Any]]) -> list[Figure]:
+def pair_figures(
+    work: Workload, pair: Pair, found: dict[str, dict[str, Any]], device: torch.device
+) -> list[Figure]:
     ours, peer = timings(found["ours"]), timings(found["peer"])
     target = work.target if pair.has_target else None
     head = f"step time, ours / TRL, {work.name}, {pair.name}"
-    figures = [
-        figure(head, ratios(ours, peer), target),
-        figure(f"{head} (processor time)", ratios(ours, peer, "cpu"), target),
-    ]
+    figures = [figure(head, ratios(ours, peer), target)]
+    if clock_of(device) == "cpu":
+        figures.append(figure(f"{head} (processor time)", ratios(ours, peer, "cpu"), target))
     if pair is PAIRS[0]:
         gap = abs(found["ours"]["loss"] - found["peer"]["loss"])
         figures.append(
@@ -160,70 +171,88 @@ def step_flops(work: Workload) -> dict[str, float]:
 
     Heads count at response tokens alone. Decoding counts as much as a forward pass: it multiplies the same matrices.
     """
-    positions = work.prompt_tokens + work.new_tokens
-    response_share = work.new_tokens / positions
 
     def forward(shape: Shape) -> float:
-        linear = linear_flops_per_token(make_model(shape, work, 0))
-        head = 2.0 * work.vocab_size * shape.width
-        attention = attention_flops_per_token(shape.layers, shape.width, positions / 2)
-        return (linear - head + attention + response_share * head) * work.total_tokens
+        return work.batch_size * forward_flops(
+            make_model(shape, work, 0),
+            layers=shape.layers,
+            width=shape.width,
+            vocab_size=work.vocab_size,
+            prompt_tokens=work.prompt_tokens,
+            response_tokens=work.new_tokens,
+        )
 
     student, expert = forward(work.student), forward(work.expert)
     return {"collect": student, "label": expert, "train": 3 * student}
 
 
-def floor(work: Workload) -> dict[str, float]:
+def floor(work: Workload, speed_gflops: float) -> dict[str, float]:
     """Seconds of the counted operations at the speed this process multiplies matrices."""
-    flops, speed = step_flops(work), gemm_gflops()
-    seconds = {name: count / speed / 1e9 for name, count in flops.items()}
+    flops = step_flops(work)
+    seconds = {name: count / speed_gflops / 1e9 for name, count in flops.items()}
     return {
         "gflop": sum(flops.values()) / 1e9,
-        "gflops_measured": speed,
+        "gflops_measured": speed_gflops,
         **{f"{name}_seconds": value for name, value in seconds.items()},
         "step_seconds": sum(seconds.values()),
     }
 
 
-def floor_figure(work: Workload, bound: dict[str, float], ours: dict[str, Any]) -> Figure:
-    times = [t.cpu_seconds / bound["step_seconds"] for t in timings(ours)]
-    return figure(f"processor time of a step, ours / floor, {work.name}, float32", times)
+def floor_figure(
+    work: Workload, bound: dict[str, float], ours: dict[str, Any], device: torch.device
+) -> Figure:
+    times = [t.seconds(clock_of(device)) / bound["step_seconds"] for t in timings(ours)]
+    return figure(f"{clock_name(device)} time of a step, ours / floor, {work.name}, float32", times)
 
 
 # --- the whole -----------------------------------------------------------------------------------------------------------
 
 
+def notes_of(*, is_peer_there: bool) -> list[str]:
+    notes = ["Phases: wall seconds, the median of each phase and of whole steps."]
+    if not is_peer_there:
+        return [
+            *notes,
+            "TRL is not installed (see benchmarks/requirements-trl.txt): compared with the floor alone.",
+        ]
+    return [
+        *notes,
+        "TRL's default, gradient checkpointing, computes layers twice to save memory; both are shown.",
+        "Each side runs as it comes: ours keeps freed memory for the next step (an allocator setting, its default, glibc "
+        "alone), TRL sets none. Ours decodes without drafts (rollouts.drafts = off).",
+    ]
+
+
 def measure(
-    works: Sequence[Workload], python: str | None, *, pairs: Sequence[Pair], repeats: int, command: str
+    works: Sequence[Workload],
+    python: str | None,
+    *,
+    pairs: Sequence[Pair],
+    repeats: int,
+    command: str,
+    device: torch.device,
 ) -> Result:
     figures: list[Figure] = []
     tables: dict[str, Any] = {}
     floors: dict[str, Any] = {}
     there = peer_is_there(python)
-    notes = (
-        []
-        if there
-        else ["TRL is not installed (see benchmarks/requirements-trl.txt): compared with the floor alone."]
-    )
-    if there:
-        notes.append(
-            "TRL's default, gradient checkpointing, computes layers twice to save memory; both are shown."
-        )
+    speeds = [gemm_gflops(device=device)]
     for work in works:
-        floors[work.name] = floor(work)
+        floors[work.name] = floor(work, speeds[0])
         losses: dict[str, float] = {}
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             write_workload(work, folder)
             for pair in pairs:
                 peer = (python, pair.peer) if there and python is not None else None
-                found = run_pair(folder, pair.ours, peer, repeats=repeats)
+                found = run_pair(folder, pair.ours, peer, repeats=repeats, device=device)
                 tables |= {f"{work.name}, {pair.name}: {side}": phases(f) for side, f in found.items()}
                 losses.setdefault(json.dumps(pair.ours), found["ours"]["loss"])
                 if peer is not None:
-                    figures += pair_figures(work, pair, found)
+                    figures += pair_figures(work, pair, found, device)
                 if pair is PAIRS[0]:
-                    figures.append(floor_figure(work, floors[work.name], found["ours"]))
+                    speeds.append(gemm_gflops(device=device))
+                    figures.append(floor_figure(work, floors[work.name], found["ours"], device))
         gap = abs(losses[json.dumps(AUTO)] - losses[json.dumps(SAME_FLOAT32)])
         figures.append(figure(f"effect of expert.dtype auto on the loss, nats, {work.name}", [gap], 1e-3))
     return Result(
@@ -233,13 +262,15 @@ def measure(
         command=command,
         phases=tables,
         floor=floors,
-        notes=notes,
+        notes=[*notes_of(is_peer_there=there), *speed_notes(speeds)],
+        device=device,
     )
 
 
 def main(arguments: Sequence[str]) -> None:
     options = parser("step", __doc__)
     options.add_argument("--peer-python", help="an interpreter whose environment has TRL")
+    add_device(options)
     options.add_argument("--repeats", type=int, default=7, help="timed steps of each side")
     options.add_argument("--size", choices=[w.name for w in SIZES], help="this size alone")
     chosen = options.parse_args(arguments)
@@ -248,7 +279,14 @@ def main(arguments: Sequence[str]) -> None:
     repeats = 2 if chosen.smoke else chosen.repeats
     pairs = (PAIRS[0], PAIRS[-1]) if chosen.smoke else PAIRS
     command = command_of("step", arguments)
-    result = measure(works, chosen.peer_python, pairs=pairs, repeats=repeats, command=command)
+    result = measure(
+        works,
+        chosen.peer_python,
+        pairs=pairs,
+        repeats=repeats,
+        command=command,
+        device=device_named(chosen.device),
+    )
     write(result, chosen.out)
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from benchmarks.common import wait_for_device
 from benchmarks.step_workload import Workload, read_workload
 from understudy.build import build
 from understudy.config import recipe_from_table
 from understudy.evaluation.score import Evaluation
 from understudy.processor import keep_freed_memory
 from understudy.records import Prompt, Trajectory
+from understudy.rollouts.collect import Round
 from understudy.tasks.task import Grade
 from understudy.trainer.checkpoint import Progress
 from understudy.trainer.collate import collate
@@ -79,6 +81,8 @@ def recipe_table(work: Workload, folder: Path, settings: dict[str, Any]) -> dict
         "student": {"checkpoint": str(folder / "student")},
         "expert": {"kind": "local", "checkpoint": str(folder / "expert")},
         "method": {"name": "opd-r"},
+        # The comparison is without drafts: every response is decoded.
+        "rollouts": {"drafts": "off"},
         "train": {"steps": 1_000_000, "batch_size": work.batch_size},
         "optimizer": {"learning_rate": 1e-4},
         "evaluate": {"every_steps": 1_000_000, "prompts": 1},
@@ -89,10 +93,12 @@ def recipe_table(work: Workload, folder: Path, settings: dict[str, Any]) -> dict
     return table
 
 
-def make_setup(folder: Path, settings: dict[str, Any]) -> tuple[Setup, Workload, list[Any], list[Any]]:
+def make_setup(
+    folder: Path, settings: dict[str, Any], device: torch.device
+) -> tuple[Setup, Workload, list[Any], list[Any]]:
     work, prompts, responses = read_workload(folder)
     recipe = recipe_from_table(recipe_table(work, folder, settings))
-    accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision, cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision, cpu=device.type == "cpu")
     task = FixedPrompts(
         token_ids=tuple(map(tuple, prompts)), vocab_size=work.vocab_size, max_new_tokens=work.new_tokens
     )
@@ -135,29 +141,46 @@ def fixed_loss(s: Setup, work: Workload, prompts: list[Any], responses: list[Any
     return float(found["loss"].mean())
 
 
-def serve(s: Setup) -> None:
-    """The loop of a run, stopped after every step until the next line comes."""
+def serve(s: Setup, before: Callable[[Progress], object] | None = None) -> None:
+    """The loop of a run, stopped after every step until the next line comes.
+
+    `before`: what is to be done before each step without being timed.
+    """
     seconds: dict[str, float] = {}
     start = (0.0, 0.0)
 
-    def wait() -> None:
+    def wait(progress: Progress) -> None:
         nonlocal start
         if sys.stdin.readline().strip() != "step":
             os._exit(0)
+        if before is not None:
+            before(progress)
+        wait_for_device()
         start = (time.perf_counter(), time.process_time())
 
     def report(progress: Progress, evaluation: Evaluation | None) -> None:
         if evaluation is not None:
-            return wait()
+            return wait(progress)
+        wait_for_device()
         wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
         phases = {name: total - seconds.get(name, 0.0) for name, total in progress.seconds.items()}
         seconds.update(progress.seconds)
         answer({"wall_seconds": wall, "cpu_seconds": cpu, "phases": phases})
-        return wait()
+        return wait(progress)
 
     # No evaluation: only steps are timed.
     nothing = Evaluation(metrics={}, by_position={}, rollouts=[])
     run_rounds(replace(s, report=report, evaluate=lambda: nothing), Progress(), [])
+
+
+def this_round(progress: Progress, num_prompts: int) -> Round:
+    """The round that a run in one process would collect next."""
+    return Round(
+        number=progress.round,
+        first_prompt=progress.prompts,
+        num_prompts=num_prompts,
+        student_version=progress.step,
+    )
 
 
 def answer(found: dict[str, Any]) -> None:
@@ -165,11 +188,11 @@ def answer(found: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def main(folder: str, settings: str) -> None:
+def main(folder: str, settings: str, device_type: str) -> None:
     chosen = json.loads(settings)
     if chosen.pop("allocator", True):
         keep_freed_memory()
-    s, work, prompts, responses = make_setup(Path(folder), chosen)
+    s, work, prompts, responses = make_setup(Path(folder), chosen, torch.device(device_type))
     torch.manual_seed(0)
     assert sys.stdin.readline().strip() == "loss"
     answer({"loss_nats": fixed_loss(s, work, prompts, responses)})

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import DistillationConfig, DistillationTrainer
+from trl import DistillationConfig, DistillationTrainer  # pyright: ignore[reportMissingImports]
 
+from benchmarks.common import wait_for_device
 from benchmarks.step_workload import Workload, read_workload, word_of
 
 
@@ -36,12 +37,15 @@ class OneStepALine(TrainerCallback):
         self.start = (time.perf_counter(), time.process_time())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        wait_for_device()
         wall, cpu = time.perf_counter() - self.start[0], time.process_time() - self.start[1]
         phases = {**self.phases, "rest": wall - sum(self.phases.values())}
         answer({"wall_seconds": wall, "cpu_seconds": cpu, "phases": phases})
 
 
-def make_trainer(folder: Path, precision: str) -> tuple[DistillationTrainer, Workload, list[Any], list[Any]]:
+def make_trainer(
+    folder: Path, precision: str, device_type: str
+) -> tuple[DistillationTrainer, Workload, list[Any], list[Any]]:
     work, prompts, responses = read_workload(folder)
     models = [
         AutoModelForCausalLM.from_pretrained(folder / n, dtype=torch.float32) for n in ("student", "expert")
@@ -56,7 +60,7 @@ def make_trainer(folder: Path, precision: str) -> tuple[DistillationTrainer, Wor
         bf16=precision == "bf16",
         gradient_checkpointing=precision.endswith("-recomputed"),
         learning_rate=1e-4,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=device_type == "cpu",
         report_to="none",
         save_strategy="no",
         logging_steps=1_000_000,
@@ -78,6 +82,7 @@ def make_trainer(folder: Path, precision: str) -> tuple[DistillationTrainer, Wor
     def timed_generate(*args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
         found = generate(*args, **kwargs)
+        wait_for_device()
         phases["collect"] = phases.get("collect", 0.0) + time.perf_counter() - start
         assert all(len(ids) == work.new_tokens for ids in found), "responses must have the length asked for"
         return found
@@ -103,8 +108,8 @@ def fixed_loss(
         return float(trainer._compute_loss(model, inputs, None)[0])
 
 
-def main(folder: str, precision: str) -> None:
-    trainer, work, prompts, responses = make_trainer(Path(folder), precision)
+def main(folder: str, precision: str, device_type: str) -> None:
+    trainer, work, prompts, responses = make_trainer(Path(folder), precision, device_type)
     assert sys.stdin.readline().strip() == "loss"
     answer({"loss_nats": fixed_loss(trainer, work, prompts, responses)})
     trainer.train()

@@ -110,8 +110,8 @@ def read_workload(folder: Path) -> tuple[Workload, list[list[int]], list[list[in
     """The workload, its prompts, and the responses of the fixed batch (to the first prompts)."""
     found = json.loads((folder / "workload.json").read_text())
     work = found["work"]
-    shapes = {name: Shape(**work.pop(name)) for name in ("student", "expert")}
-    return Workload(**work, **shapes), found["prompts"], found["responses"]
+    student, expert = (Shape(**work.pop(name)) for name in ("student", "expert"))
+    return Workload(**work, student=student, expert=expert), found["prompts"], found["responses"]
 
 
 def word_of(token: int) -> str:

@@ -114,11 +114,129 @@ def test_speed_is_counted_on_products():
     assert 0.01 < gemm_gflops(torch.float32, 64, 2) < 1e5
 
 
-def test_commands_carry_no_paths():
+def test_commands_carry_no_paths_but_all_that_reproduces_the_result():
     from benchmarks.common import command_of
 
-    arguments = ["--smoke", "--out", "/a/b", "--peer-python", "/c/bin/python", "--repeats", "3"]
-    assert command_of("step", arguments) == "python -m benchmarks.step --smoke --repeats 3"
+    arguments = ["--smoke", "--out", "/a/b", "--peer-python", "/c/bin/python", "--gsm8k=/d", "--repeats", "3"]
+    wanted = "python -m benchmarks.step --smoke --peer-python PYTHON --gsm8k FOLDER --repeats 3"
+    assert command_of("step", arguments) == wanted
+    # A relative path has no slash, and goes all the same; a value with a slash is no reason to tear a pair apart.
+    assert command_of("step", ["--out", "here", "--size", "1.6M / 5.2M"]).endswith("--size '1.6M / 5.2M'")
+    assert "here" not in command_of("step", ["--out", "here"])
+
+
+def test_a_target_goes_with_its_device_and_the_device_into_the_result():
+    from benchmarks.common import Result, clock_of, device_named, target_on
+
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert (target_on(cpu, cpu=1.3, gpu=3.0), target_on(gpu, cpu=1.3, gpu=3.0)) == (1.3, 3.0)
+    assert target_on(gpu, cpu=1.5) is None
+    assert (clock_of(cpu), clock_of(gpu)) == ("cpu", "wall")
+    assert device_named("cpu") == cpu
+    assert device_named("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    made = Result(name="step", question="", figures=[], command="", device=cpu).to_json()
+    assert made["machine"]["device"] == "cpu"
+    assert "accelerator" not in made["machine"]
+
+
+def test_an_accelerator_is_named_on_the_page():
+    from benchmarks.common import Result
+    from benchmarks.report import section
+
+    result = Result(name="step", question="", figures=[], command="python").to_json()
+    result["machine"] |= {"device": "cuda", "accelerator": "a GPU"}
+    assert "on a GPU and " in section(result)
+
+
+def test_an_unsteady_machine_is_said():
+    from benchmarks.common import speed_notes
+
+    assert speed_notes([60.0, 80.0, 89.0]) == []
+    (note,) = speed_notes([60.0, 30.0, 58.0])
+    assert "factor of 2.0" in note
+    assert "Floors are at 60 GFLOP/s" in note
+
+
+def test_what_writing_adds_is_counted_from_steps_that_are_given_the_same_responses():
+    """Without drafts 8 seconds, with them 5, of which 4 remain when the responses are given: 0.2 and 0.5 are writing."""
+    from benchmarks.modular_addition import SIDES, figures_of
+
+    seconds = dict(zip(SIDES, (5.0, 8.0, 4.0), strict=True))
+    found: dict = {
+        name: {"steps": [{"wall_seconds": 2 * s, "cpu_seconds": s, "phases": {}}]}
+        for name, s in seconds.items()
+    }
+    head = "what writing adds to a step, share of it"
+    for device, writing, speed in (("cpu", 0.1, None), ("cuda", None, 3.0)):
+        made = {f.name: f for f in figures_of("trained", found, 32, torch.device(device))}
+        with_drafts = made[f"{head}, with drafts, trained student"]
+        assert with_drafts.ratio_median == pytest.approx(0.2)
+        assert with_drafts.target == writing
+        assert made[f"{head}, without drafts, trained student"].ratio_median == pytest.approx(0.5)
+        assert made["trajectories a second, with drafts / without, trained student"].target == speed
+        assert made["trajectories a second, with drafts, trained student"].ratio_median == pytest.approx(3.2)
+    untrained = figures_of("untrained", found, 32, torch.device("cpu"))
+    assert all(f.target is None for f in untrained)
+
+
+def test_sides_that_train_on_other_responses_are_not_compared():
+    from benchmarks.modular_addition import require_same_losses
+
+    require_same_losses({"a": [1.0, 2.0], "b": [1.001, 2.0]})
+    with pytest.raises(AssertionError, match=r"0\.5 nats apart"):
+        require_same_losses({"a": [1.0, 2.0], "b": [1.0, 2.5]})
+
+
+def test_a_student_that_did_not_learn_is_not_called_trained():
+    from benchmarks.modular_addition import require_learned
+
+    require_learned(0.95)
+    with pytest.raises(RuntimeError, match=r"accuracy 0\.40"):
+        require_learned(0.4)
+
+
+def test_learning_is_compared_by_the_interval_of_paired_differences():
+    """Differences 1, 2, 3: mean 2, standard error 1 / sqrt(3), and t = 4.302653 at two degrees of freedom."""
+    from benchmarks.modular_addition import difference
+
+    found = difference("loss", [2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    assert found.ratio_median == pytest.approx(2.0)
+    assert (found.low, found.high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), rel=1e-6)
+    assert found.target is None
+
+
+def test_the_floor_of_modular_addition_counts_every_product():
+    """One GPT-2 layer by hand. With drafts the pass that checks is the pass of the loss: 3 passes, without 4."""
+    from benchmarks.modular_addition import SIDES, SMALL, floors, recipe_of
+
+    steps: dict = {n: {"steps": [{"wall_seconds": 1.0, "cpu_seconds": 1.0, "phases": {}}]} for n in SIDES}
+    found = floors(SMALL, 1e-9, steps, torch.device("cpu"))
+    d, positions, response, vocab = 32, 11, 5, 8
+    layer = 2 * (4 * d * d + 2 * d * 64) + 4 * d * positions / 2
+    forward = recipe_of(SMALL).train.batch_size * (positions * layer + response * 2 * vocab * d)
+    assert found["with drafts"]["step_seconds"] == pytest.approx(3 * forward)
+    assert found["without drafts"]["step_seconds"] == pytest.approx(4 * forward)
+    assert found["given responses"]["collect_seconds"] == 0
+
+
+def test_last_rollouts_are_the_only_drafts_of_the_less_sharp_student():
+    from benchmarks.drafts import LastRollouts
+
+    from understudy.records import Prompt
+
+    book, slot = LastRollouts(), (Prompt(id="0", token_ids=(1,), reference_ids=(2, 3)), 0)
+    assert book.drafts("rollout", [slot]) == [()]
+    book.learn("rollout", [slot], [()], [(4, 5)])
+    book.keep("rollout", [slot], [(4, 5)])
+    assert book.drafts("rollout", [slot]) == [[4, 5]]
+
+
+def test_the_step_is_compared_without_drafts():
+    from benchmarks.step_ours import recipe_table
+    from benchmarks.step_workload import SMOKE
+
+    assert recipe_table(SMOKE, Path(), {})["rollouts"] == {"drafts": "off"}
+    assert recipe_table(SMOKE, Path(), {"rollouts.drafts": "auto"})["rollouts"] == {"drafts": "auto"}
 
 
 def test_the_step_benchmark_runs_without_a_peer(tmp_path):
@@ -131,6 +249,8 @@ def test_the_step_benchmark_runs_without_a_peer(tmp_path):
         "--smoke",
         "--out",
         str(tmp_path),
+        "--device",
+        "cpu",
         "--peer-python",
         "no-such-program",
     ]
@@ -141,6 +261,9 @@ def test_the_step_benchmark_runs_without_a_peer(tmp_path):
     assert not any("TRL" in f["name"] for f in result["figures"])
     assert all(seconds >= 0 for row in result["phases"].values() for seconds in row.values())
     assert {"collect", "label", "train", "step"} <= set(next(iter(result["phases"].values())))
+    assert any("wall seconds" in note for note in result["notes"])
+    assert result["machine"]["device"] == "cpu"
+    assert result["command"].endswith("--device cpu --peer-python PYTHON")
 
 
 @pytest.mark.slow

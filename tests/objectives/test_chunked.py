@@ -257,7 +257,7 @@ def test_head_gradients_are_summed_in_float32():
     assert leaf_grad(bias).tolist() == pytest.approx([-300, 300], rel=4e-3)
 
 
-def test_autocast_matches_bfloat16_logits_and_leaves_no_frozen_copy_behind():
+def test_autocast_matches_bfloat16_operands_and_leaves_no_frozen_copy_behind():
     hidden, head, law, weight = wide_case()
     law = DenseLaw(law.logp(0, 60))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -267,11 +267,11 @@ def test_autocast_matches_bfloat16_logits_and_leaves_no_frozen_copy_behind():
         # The same head again under the same autocast: a cached cast without a graph would lose this gradient.
         assert torch.nn.functional.linear(hidden, head.weight_VD).requires_grad
         again = torch.nn.functional.linear(hidden.detach(), head.weight_VD).float().sum()
-        dense, dense_value = loss_from_logits(
-            LOSSES["forward"][0], torch.nn.functional.linear(hidden, head.weight_VD), weight_N=weight, law=law
-        )
     assert loss.dtype == torch.float32
-    assert_close(value, dense_value, torch.float32)  # the very same bfloat16 logits
+    # The products of the very same bfloat16 operands, not rounded to bfloat16 themselves.
+    logits = hidden.bfloat16().float() @ head.weight_VD.bfloat16().float().T
+    dense, dense_value = loss_from_logits(LOSSES["forward"][0], logits, weight_N=weight, law=law)
+    assert_close(value, dense_value, torch.float32)
     assert torch.autograd.grad(again, head.weight_VD)[0].abs().sum() > 0
     for grad, expected in zip(
         torch.autograd.grad(loss, inputs_of(hidden, head)),
@@ -290,8 +290,8 @@ def test_an_expert_that_shares_the_head_costs_no_later_gradient_under_autocast()
         _, value = loss_from_hidden(LOSSES["forward"][0], hidden, head, weight_N=weight, law=law)
         later = torch.nn.functional.linear(hidden.detach(), head.weight_VD).float().sum()
     assert later.requires_grad
-    # The law itself is in float32, as outside of autocast; only the student's logits are rounded.
-    logits = torch.nn.functional.linear(hidden.bfloat16(), head.weight_VD.bfloat16())
+    # The law itself is in float32, as outside of autocast; only the student's operands are rounded.
+    logits = hidden.bfloat16().float() @ head.weight_VD.bfloat16().float().T
     _, expected = loss_from_logits(LOSSES["forward"][0], logits, weight_N=weight, law=law)
     assert_close(value, expected, torch.float32)
 

@@ -41,10 +41,13 @@ def loss_from_hidden(
     student and one of the expert, and for other losses a few tiles more. A gradient that nobody needs - a
     frozen head, torch.no_grad - costs nothing.
 
-    Logits are made in the dtype of the hidden states (of autocast where that is on), as the model itself
-    would make them; everything after them in float32, or float64 for float64. The gradient of the head is
-    summed over tiles in float32. The expert's law is asked for outside of autocast. Rows of weight 0 are
-    selected out of the gradient even where their value is inf or NaN.
+    Precision: hidden states and head enter the products in the dtype of the hidden states (of autocast where
+    that is on), each model in its own. Everything made of them is float32, or float64 for float64: logits -
+    the model itself would round them to its dtype -, values, gradients and their sums over tiles, which are
+    rounded once, to the dtype of what they belong to. One exception: where the device multiplies
+    half-precision operands itself (CUDA), the gradient by logit is rounded to that dtype for its two
+    products. The expert's law is asked for outside of autocast. Rows of weight 0 are selected out of the
+    gradient even where their value is inf or NaN.
 
     The backward pass can run once: the gradients are handed over, not copied.
 
@@ -80,7 +83,7 @@ def loss_from_hidden(
         token_N=token_N,
         uniform_N=uniform_N,
         rows_per_tile=rows_per_tile,
-        logits_dtype=_logits_dtype(student_hidden_ND),
+        operand_dtype=_operand_dtype(student_hidden_ND),
         is_grad_enabled=torch.is_grad_enabled(),
     )
     loss, value_N = _LossFromHidden.apply(  # pyright: ignore[reportGeneralTypeIssues]
@@ -128,9 +131,9 @@ class _LossFromHidden(torch.autograd.Function):
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, walk: Walk
     ) -> tuple[Tensor, Tensor]:
         needed = [walk.is_grad_enabled and is_needed for is_needed in ctx.needs_input_grad[:3]]
-        # The gradient of a hidden state is written once; those of the head are summed over tiles.
+        # Wide until `backward` has scaled them, so that they are rounded once.
         grads = (
-            torch.zeros_like(hidden_ND) if needed[0] else None,
+            wide_zeros(hidden_ND) if needed[0] else None,
             wide_zeros(weight_VD) if needed[1] else None,
             wide_zeros(bias_V) if needed[2] and bias_V is not None else None,
         )
@@ -158,8 +161,8 @@ class _LossFromHidden(torch.autograd.Function):
         return (*scaled, None)
 
 
-def _logits_dtype(hidden_ND: Tensor) -> torch.dtype:
-    """The dtype in which the model itself would make these logits here and now."""
+def _operand_dtype(hidden_ND: Tensor) -> torch.dtype:
+    """The dtype in which the model itself would multiply hidden states and head here and now."""
     device_type = hidden_ND.device.type
     if torch.is_autocast_enabled(device_type) and hidden_ND.dtype != torch.float64:
         return torch.get_autocast_dtype(device_type)

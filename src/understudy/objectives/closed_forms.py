@@ -6,8 +6,8 @@ m rows of one block, V vocabulary, p student, q expert. The definitions are the 
 
 from __future__ import annotations
 
-import importlib.util
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -64,7 +64,7 @@ class ClosedForm:
             wants_grad: else no gradient is made.
         """
         chosen = {name: given[name] for name in self.needs}
-        function = self.function if student_mV.device.type == "cpu" else _compiled(self.function)
+        function = _compiled(self.function) if is_compiled_on(student_mV.device) else self.function
         return function(student_mV, **chosen, **self.options, wants_grad=wants_grad, is_guarded=is_guarded)
 
 
@@ -131,10 +131,39 @@ def _is_floor(floor_prob: float) -> bool:
     return 0 < floor_prob <= 1
 
 
+def is_compiled_on(device: torch.device) -> bool:
+    """On a CPU the passes over a block stay in the cache, and compiling would take longer than it saves."""
+    return device.type != "cpu"
+
+
 @cache
 def _compiled(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
-    """One kernel or two instead of ten passes, where there is a compiler for the device."""
-    return torch.compile(function, dynamic=True) if importlib.util.find_spec("triton") else function
+    """One kernel or two instead of ten passes; where it cannot be compiled, a warning and the passes."""
+    # Imported here: it takes seconds, and nobody on a CPU needs it.
+    from torch._dynamo.exc import TorchDynamoException
+
+    compiled = torch.compile(function, dynamic=True)
+    is_broken = False
+
+    def call(*tensors: Tensor, **named: Any) -> Outcome:
+        nonlocal is_broken
+        if not is_broken:
+            try:
+                return compiled(*tensors, **named)
+            except TorchDynamoException as error:
+                # Nothing has run yet, and nothing given is ever changed.
+                is_broken = True
+                reason = str(error).strip().split("\n")[0]
+                warnings.warn(
+                    f"the loss {function.__name__.strip('_')} could not be compiled for {tensors[0].device}: it "
+                    f"runs uncompiled, slower and with more memory. torch.compile needs a working compiler for "
+                    f"the device (on CUDA: Triton and a C compiler); it said: {reason}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        return function(*tensors, **named)
+
+    return call
 
 
 class _Law(NamedTuple):
@@ -237,7 +266,8 @@ def _jsd(
     for law in (expert, student):
         ratio_mV = (law.logits_mV - law.top_m1).sub_(law.log_sum_m1).sub_(log_mixture_mV)
         if is_guarded:
-            ratio_mV.masked_fill_(law.prob_mV == 0, 0)
+            # A probability near the smallest number there is may vanish from the mixture: what is left of it is 0 as well.
+            ratio_mV.masked_fill_((law.prob_mV == 0) | (log_mixture_mV == -math.inf), 0)
         part_mV = ratio_mV.mul_(law.prob_mV)
         parts.append((part_mV, part_mV.sum(-1, keepdim=True)))
     (_, expert_kl_m1), (part_mV, student_kl_m1) = parts

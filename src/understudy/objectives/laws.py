@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from understudy.objectives.products import logits_into
 from understudy.objectives.shapes import wide_log_softmax
 
 
@@ -71,9 +72,17 @@ class Head:
         return replace(self, weight_VD=_whole(self.weight_VD), bias_V=bias_V)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """Logits in the dtype of the hidden states, as the model itself would give them."""
+        """Logits in the dtype of the hidden states, as the model itself would give (and round) them."""
         bias = None if self.bias_V is None else self.bias_V.to(hidden_ND.dtype)
         return self.finish(torch.nn.functional.linear(hidden_ND, self.weight_VD.to(hidden_ND.dtype), bias))
+
+    def wide_logits(self, hidden_ND: Tensor) -> Tensor:
+        """The same logits, without a graph, not rounded to a half-precision dtype of the hidden states."""
+        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+        out_NV = hidden_ND.new_empty(len(hidden_ND), len(self.weight_VD), dtype=wide)
+        bias_V = None if self.bias_V is None else self.bias_V.detach().to(wide)
+        logits_into(out_NV, hidden_ND.detach(), self.weight_VD.detach().to(hidden_ND.dtype), bias_V)
+        return self.finish(out_NV)
 
     def finish(self, logits_NV: Tensor) -> Tensor:
         """What follows the matrix product: the constant factor, then the soft cap."""
@@ -86,7 +95,10 @@ class Head:
 
 @dataclass(frozen=True, eq=False)
 class HeadLaw:
-    """The law of a local expert, from its hidden states and head, made when a tile is asked for."""
+    """The law of a local expert, from its hidden states and head, made when a tile is asked for.
+
+    Logits are float32 (float64 for float64) products of the hidden states and the head in their own dtype.
+    """
 
     hidden_ND: Tensor
     head: Head
@@ -108,7 +120,7 @@ class HeadLaw:
     def logp(self, start: int, stop: int) -> Tensor:
         # In the expert's own precision, whatever is switched on around the student.
         with torch.autocast(self.hidden_ND.device.type, enabled=False):
-            return wide_log_softmax(self.head.logits(self.hidden_ND[start:stop]))
+            return wide_log_softmax(self.head.wide_logits(self.hidden_ND[start:stop]))
 
 
 def _whole(tensor: Tensor) -> Tensor:

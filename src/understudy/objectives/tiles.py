@@ -15,6 +15,7 @@ from torch import Tensor
 
 from understudy.objectives.closed_forms import ClosedForm, Outcome, closed_form
 from understudy.objectives.laws import Head, HeadLaw, Law
+from understudy.objectives.products import add_weight_grad, gradient_dtype, hidden_grad_into, logits_into
 from understudy.objectives.reduce import weighted_sum
 from understudy.objectives.rows import RowLoss, Rows
 from understudy.objectives.shapes import require_rows, wide_log_softmax
@@ -31,16 +32,16 @@ MIN_TILE_ROWS = 256
 BLOCK_NUMEL_CPU = 2**18
 """Entries of one [m, V] block on a CPU: small enough for the cache, large enough to hide the calls."""
 
-PRODUCT_BYTES_CPU = 2**20
-"""A half-precision product is added to the float32 gradient of the head in slices of this size."""
-
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
-"""Gradients of hidden states, weight and bias, or None where nobody needs it."""
+"""Gradients of hidden states, weight and bias, at least float32, or None where nobody needs it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Walk:
-    """Everything constant that the walk over tiles needs; the arguments of `chunked.loss_from_hidden`."""
+    """Everything constant that the walk over tiles needs; the arguments of `chunked.loss_from_hidden`.
+
+    `operand_dtype`: of hidden states and head where they are multiplied; results are at least float32.
+    """
 
     row_loss: RowLoss
     head: Head
@@ -49,7 +50,7 @@ class Walk:
     token_N: Tensor | None
     uniform_N: Tensor | None
     rows_per_tile: int
-    logits_dtype: torch.dtype
+    operand_dtype: torch.dtype
     is_grad_enabled: bool
 
 
@@ -61,18 +62,18 @@ def default_rows_per_tile(vocab_size: int, device: torch.device) -> int:
 
 def walk_tiles(hidden_ND: Tensor, walk: Walk, grads: Grads) -> Tensor:
     """The value of every row; writes or adds what each tile contributes to the gradients."""
-    head = _cast_head(walk.head, walk.logits_dtype)
+    head = _cast_head(walk.head, walk.operand_dtype)
     num_rows, vocab_size = hidden_ND.shape[0], head.weight_VD.shape[0]
-    wide = torch.promote_types(walk.logits_dtype, torch.float32)
+    wide = torch.promote_types(walk.operand_dtype, torch.float32)
     value_N = hidden_ND.new_empty(num_rows, dtype=wide)
     has_left_out = bool((walk.weight_N == 0).any())
     form = _fitting_form(walk)
     tile_rows = min(walk.rows_per_tile, num_rows)
-    buffer_nV = hidden_ND.new_empty(tile_rows, vocab_size, dtype=walk.logits_dtype)
+    buffer_nV = hidden_ND.new_empty(tile_rows, vocab_size, dtype=wide)
     expert = None if form is None or "expert_mV" not in form.needs else _expert_of(walk.law, tile_rows)
     for start in range(0, num_rows, walk.rows_per_tile):
         stop = min(start + walk.rows_per_tile, num_rows)
-        hidden_nD, weight_n = hidden_ND[start:stop].to(walk.logits_dtype), walk.weight_N[start:stop]
+        hidden_nD, weight_n = hidden_ND[start:stop].to(walk.operand_dtype), walk.weight_N[start:stop]
         tile = _Tile(
             product_nV=_project(hidden_nD, head, buffer_nV[: stop - start]),
             head=head,
@@ -120,6 +121,12 @@ class _Tile:
     left_out_n1: Tensor | None
     wants_grad: bool
 
+    @property
+    def grad_nV(self) -> Tensor:
+        """Where the gradient by the product goes: row by row in the memory of the product itself."""
+        dtype = gradient_dtype(self.head.weight_VD.dtype, self.product_nV.device)
+        return self.product_nV.view(dtype)[:, : self.product_nV.shape[1]]
+
 
 @dataclass(frozen=True, eq=False)
 class _ExpertTiles:
@@ -152,9 +159,9 @@ def _expert_of(law: Law | None, tile_rows: int) -> _ExpertTiles:
         return _ExpertTiles(law, None, None)
     hidden_ND = law.hidden_ND.detach()
     head = _cast_head(law.head, hidden_ND.dtype)
-    return _ExpertTiles(
-        replace(law, hidden_ND=hidden_ND), head, hidden_ND.new_empty(tile_rows, law.vocab_size)
-    )
+    wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+    buffer_nV = hidden_ND.new_empty(tile_rows, law.vocab_size, dtype=wide)
+    return _ExpertTiles(replace(law, hidden_ND=hidden_ND), head, buffer_nV)
 
 
 def _fitting_form(walk: Walk) -> ClosedForm | None:
@@ -181,16 +188,16 @@ def _by_closed_form(
 ) -> tuple[Tensor, Tensor | None]:
     """The values of a tile, and in place of its product the gradient by it of their weighted sum."""
     num_rows, vocab_size = tile.product_nV.shape
-    wide = torch.promote_types(tile.product_nV.dtype, torch.float32)
+    wide = tile.product_nV.dtype
     on_cpu = tile.product_nV.device.type == "cpu"
     block_rows = max(1, BLOCK_NUMEL_CPU // vocab_size) if on_cpu else num_rows
     # Guards cost as much as everything else on a CPU, and nothing where they are part of one kernel. The law
     # of a head forbids nothing; an oracle's does, and looking costs less than trying.
     is_guarded = not on_cpu or (expert is not None and expert.forbids(given["expert_mV"]))
-    value_n = tile.product_nV.new_empty(num_rows, dtype=wide)
+    value_n = tile.product_nV.new_empty(num_rows)
     for start in range(0, num_rows, block_rows):
         block = slice(start, start + block_rows)
-        student_mV = tile.head.finish(tile.product_nV[block]).to(wide)
+        student_mV = tile.head.finish(tile.product_nV[block])
         chosen = {name: tensor[block] for name, tensor in given.items()}
         if expert is not None:
             chosen["expert_mV"] = expert.finish(chosen["expert_mV"]).to(wide)
@@ -201,7 +208,7 @@ def _by_closed_form(
         value_n[block] = outcome.value_m
         if outcome.grad_mV is not None:
             _write_gradient(tile, block, student_mV, outcome)
-    return value_n, tile.product_nV if tile.wants_grad else None
+    return value_n, tile.grad_nV if tile.wants_grad else None
 
 
 def _write_gradient(tile: _Tile, block: slice, student_mV: Tensor, outcome: Outcome) -> None:
@@ -211,9 +218,9 @@ def _write_gradient(tile: _Tile, block: slice, student_mV: Tensor, outcome: Outc
     grad_mV = outcome.grad_mV
     if tile.head.softcap is not None:
         grad_mV = grad_mV * (1 - (student_mV / tile.head.softcap).square())
-    torch.mul(grad_mV, factor_m1, out=tile.product_nV[block])
+    torch.mul(grad_mV, factor_m1, out=tile.grad_nV[block])
     if tile.left_out_n1 is not None:
-        tile.product_nV[block].masked_fill_(tile.left_out_n1[block], 0)
+        tile.grad_nV[block].masked_fill_(tile.left_out_n1[block], 0)
 
 
 def _by_autograd(row_loss: RowLoss, tile: _Tile, rows: Rows) -> tuple[Tensor, Tensor | None]:
@@ -226,48 +233,29 @@ def _by_autograd(row_loss: RowLoss, tile: _Tile, rows: Rows) -> tuple[Tensor, Te
     if not tile.wants_grad:
         return value_n, None
     if not total.requires_grad:
-        return value_n, torch.zeros_like(product_nV)
+        return value_n, tile.grad_nV.zero_()
     (grad_nV,) = torch.autograd.grad(total, product_nV)
-    return value_n.detach(), grad_nV.masked_fill_(tile.weight_n[:, None] == 0, 0)
+    return value_n.detach(), grad_nV.masked_fill_(tile.weight_n[:, None] == 0, 0).to(tile.grad_nV.dtype)
 
 
 def _project(hidden_nD: Tensor, head: Head, out_nV: Tensor) -> Tensor:
     """hidden W^T + bias, before scale and soft cap."""
-    if head.bias_V is None:
-        return torch.mm(hidden_nD, head.weight_VD.t(), out=out_nV)
-    return torch.addmm(head.bias_V, hidden_nD, head.weight_VD.t(), out=out_nV)
+    logits_into(out_nV, hidden_nD, head.weight_VD, head.bias_V)
+    return out_nV
 
 
 def _add_gradients(grads: Grads, grad_nV: Tensor, hidden_nD: Tensor, head: Head, start: int) -> None:
     """What a tile starting at that row contributes; a gradient of hidden states is written once."""
     grad_hidden_ND, grad_weight_VD, grad_bias_V = grads
     if grad_hidden_ND is not None:
-        rows_nD = grad_hidden_ND[start : start + len(grad_nV)]
-        if rows_nD.dtype == grad_nV.dtype:
-            torch.mm(grad_nV, head.weight_VD, out=rows_nD)
-        else:
-            rows_nD.copy_(grad_nV @ head.weight_VD)
+        hidden_grad_into(grad_hidden_ND[start : start + len(grad_nV)], grad_nV, head.weight_VD)
     if grad_weight_VD is not None:
-        _add_product(grad_weight_VD, grad_nV, hidden_nD, is_first=start == 0)
+        add_weight_grad(grad_weight_VD, grad_nV, hidden_nD, is_first=start == 0)
     if grad_bias_V is not None:
         grad_bias_V += grad_nV.sum(dim=0, dtype=grad_bias_V.dtype)
 
 
-def _add_product(grad_VD: Tensor, grad_nV: Tensor, hidden_nD: Tensor, *, is_first: bool) -> None:
-    """grad_VD += grad_nV^T hidden_nD, in one operation where the dtypes allow it."""
-    if grad_VD.dtype == grad_nV.dtype:
-        # The first product need not read the zeros it is added to.
-        grad_VD.addmm_(grad_nV.t(), hidden_nD, beta=0 if is_first else 1)
-        return
-    vocab_size, width = grad_VD.shape
-    is_cpu = grad_VD.device.type == "cpu"
-    # On a CPU in slices, so that the rounded product is added while it is in the cache.
-    slice_rows = max(1, PRODUCT_BYTES_CPU // (grad_nV.element_size() * width)) if is_cpu else vocab_size
-    for start in range(0, vocab_size, slice_rows):
-        part = slice(start, start + slice_rows)
-        grad_VD[part] += grad_nV[:, part].t() @ hidden_nD
-
-
 def _cast_head(head: Head, dtype: torch.dtype) -> Head:
-    bias_V = None if head.bias_V is None else head.bias_V.detach().to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    bias_V = None if head.bias_V is None else head.bias_V.detach().to(wide)
     return replace(head, weight_VD=head.weight_VD.detach().to(dtype), bias_V=bias_V)
