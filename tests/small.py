@@ -16,6 +16,8 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
     Gemma3TextConfig,
     GPT2Config,
     GraniteConfig,
@@ -86,6 +88,29 @@ FAMILIES: dict[str, Any] = {
     "mistral": lambda: MistralConfig(**_SIZES, sliding_window=5, tie_word_embeddings=False),
     # a factor on the logits
     "granite": lambda: GraniteConfig(**_SIZES, logits_scaling=0.5, tie_word_embeddings=True),
+    # positions by a slope on the scores of attention (ALiBi), which are read from the mask; one key head for all
+    "falcon": lambda: FalconConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.3,
+        alibi=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    ),
+    # the same by its own attention, and a norm behind the embeddings
+    "bloom": lambda: BloomConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    ),
 }
 
 

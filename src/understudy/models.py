@@ -176,10 +176,15 @@ def inner_model(model: nn.Module) -> PreTrainedModel:
 
 
 def has_dropout(model: nn.Module) -> bool:
-    """Whether some layer drops things at random in training, as a layer of its own or by a rate that attention reads."""
+    """Whether some layer computes at random in training: drops things, as a layer of its own or by a rate that attention
+    reads, or shakes what a router of experts sees."""
+
+    def is_at_random(name: str, rate: object) -> bool:
+        return ("drop" in name or "jitter" in name) and isinstance(rate, float) and rate > 0
+
     return any(
         (isinstance(module, nn.Dropout) and module.p > 0)
-        or any("drop" in name and isinstance(rate, float) and rate > 0 for name, rate in vars(module).items())
+        or any(is_at_random(name, rate) for name, rate in vars(module).items())
         for module in model.modules()
     )
 

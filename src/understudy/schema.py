@@ -290,6 +290,9 @@ class TrainConfig:
     micro_batch_size: int | None = None
     """Trajectories of one forward pass; None: the whole batch, or pieces of like length where padding would exceed 5 %.
     Splitting does not change the gradient."""
+    micro_batch_tokens: int | None = None
+    """Most tokens of one forward pass, prompts and padding included, so that memory is bounded whatever the lengths; None: no
+    limit. A trajectory that is longer goes alone. In place of micro_batch_size."""
     max_new_tokens: int | None = None
     """None: the task's."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
@@ -299,8 +302,8 @@ class TrainConfig:
     """CPU threads a process; None: OMP_NUM_THREADS, else one, or all cores (eight at most) for a student of a million parameters
     and more that trains alone on an idle machine. Other runs beside two threads slow both down: set 1 if there will be some."""
     compile: bool = False
-    """Compile the student's training forward pass: half a minute at the start (a C++ compiler is needed), 1.1 to 1.2 times
-    the speed after it on a CPU. Results differ by rounding."""
+    """Compile the student's training forward pass: half a minute at the start, for less time in each step of a long run. Needs a
+    C++ compiler, and Triton on a GPU. Results differ by rounding."""
     device: Literal["auto", "cpu"] = "auto"
 
     def __post_init__(self) -> None:
@@ -310,9 +313,19 @@ class TrainConfig:
             self.batch_size % self.samples_per_prompt == 0,
             f"batch_size must be a multiple of samples_per_prompt, got {self.batch_size} and {self.samples_per_prompt}.",
         )
-        for name in ("micro_batch_size", "rollout_batch_size", "max_new_tokens", "threads"):
+        for name in (
+            "micro_batch_size",
+            "micro_batch_tokens",
+            "rollout_batch_size",
+            "max_new_tokens",
+            "threads",
+        ):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name} must be > 0, got {value}.")
+        require(
+            self.micro_batch_size is None or self.micro_batch_tokens is None,
+            "give either train.micro_batch_size (trajectories) or train.micro_batch_tokens, not both.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,9 +334,11 @@ class RolloutConfig:
 
     drafts: Literal["auto", "coupled", "off"] = "auto"
     """auto: guesses of a response (the last one to its prompt, the expert's, the reference) are checked in one pass, and what
-    is right is not decoded again; no token changes. coupled: also draws with the same random numbers each time a prompt
-    comes round, so that last epoch's response is mostly right; given the weights, responses are then not fresh samples.
-    off: everything is decoded."""
+    is right is not decoded again. In float32 no token changes; in bf16 and fp16 rounding may change some, as another batch
+    size does, and their law is the student's either way. coupled: also draws with the same random numbers each time a prompt
+    comes round, by a rule that costs a little more a token, so that last epoch's response is mostly right; given the weights,
+    responses are then not fresh samples. off: everything is decoded. Take auto if in doubt; coupled for several epochs over
+    the same prompts with a student that is unsure of its tokens, where fresh draws soon leave every draft."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ from understudy.trainer.checkpoint import Progress
 from understudy.trainer.journal import Journal
 from understudy.trainer.loss import StudentLoss
 from understudy.trainer.setup import Setup
+from understudy.trainer.step import FREE_TO_SPLIT
 
 SHOWN = (
     "accuracy_greedy",
@@ -62,6 +63,11 @@ def assemble(
     if method.uses_channel and channel is None:
         raise ConfigError(
             f"{method.name} needs a noise law that is a known channel; this one is none. Use {method.plain}."
+        )
+    if recipe.train.micro_batch_tokens is not None and accelerator.distributed_type not in FREE_TO_SPLIT:
+        raise ConfigError(
+            "train.micro_batch_tokens does not fit sharded weights (FSDP, DeepSpeed): every forward pass gathers them from all "
+            "processes, which therefore need equally many. Use train.micro_batch_size."
         )
     limits = limits_of(recipe, parts)
     trainable = [p for p in parts.student.parameters() if p.requires_grad]
@@ -125,6 +131,7 @@ def _can_train_on_readings(recipe: Recipe, accelerator: Accelerator, model: nn.M
     return (
         recipe.train.steps_per_round == 1
         and recipe.train.micro_batch_size is None
+        and recipe.train.micro_batch_tokens is None
         and recipe.train.rollout_batch_size is None
         and not recipe.train.compile
         and accelerator.distributed_type == DistributedType.NO

@@ -22,6 +22,7 @@ LAYERS = (
     ("models", "progress"),
     ("tasks",),
     (
+        "rollouts.pieces",
         "rollouts.draws",
         "rollouts.sampler",
         "rollouts.mixture",

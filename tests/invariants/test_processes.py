@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from two_processes import ragged_parts
 
 from small import TABLE, quiet_console
 from understudy.config import recipe_from_table
@@ -33,6 +34,8 @@ CASES = {
     # Five trajectories a step: the processes do not have equally many, and sometimes one has none.
     "aggregating": {"method.name": "dagger", "train.batch_size": 5},
     "one trajectory": {"method.name": "nail-f", "train.batch_size": 1},
+    # Lengths differ, and so does the number of pieces that each process takes its share of a batch apart into.
+    "ragged": {"method.name": "opd-f"},
 }
 
 
@@ -49,12 +52,21 @@ def table_of(case: str, steps: int = STEPS) -> dict:
     return table
 
 
+def row_of(case: str, folder: Path) -> dict:
+    return {
+        "recipe": table_of(case),
+        "out": str(folder / case),
+        "resume": False,
+        "is_ragged": case == "ragged",
+    }
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> Path:
     """Every case trained by two processes; the last checkpoint of one case is then gone on from."""
     folder = tmp_path_factory.mktemp("two")
-    rows = [{"recipe": table_of(c), "out": str(folder / c), "resume": False} for c in CASES]
-    rows.append({"recipe": table_of("aggregating"), "out": str(folder / "aggregating"), "resume": True})
+    rows = [row_of(c, folder) for c in CASES]
+    rows.append({**row_of("aggregating", folder), "resume": True})
     (folder / "spec.json").write_text(json.dumps(rows))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -67,7 +79,7 @@ def two(tmp_path_factory) -> Path:
     }
     with subprocess.Popen(
         [sys.executable, str(RUNNER), str(folder / "spec.json")],
-        env={**os.environ, **shared, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -96,7 +108,8 @@ def test_two_processes_are_one(two, tmp_path, case):
     Fails if the gradient is averaged over processes without their token counts, if a prompt falls to both or to
     none, if random numbers depend on the process, or if the replayed batch does.
     """
-    train(recipe_from_table(table_of(case)), tmp_path / "one", console=quiet_console())
+    own = ragged_parts() if case == "ragged" else {}
+    train(recipe_from_table(table_of(case)), tmp_path / "one", console=quiet_console(), **own)
     one, both = tmp_path / "one", two / case
     moved = (weights(one / "final") - weights(both / "final")).abs().max()
     assert moved < 2e-6
@@ -112,6 +125,14 @@ def test_two_processes_are_one(two, tmp_path, case):
             for name, m in a["metrics"].items():
                 if m["value"] is not None:
                     assert m["value"] == pytest.approx(b["metrics"][name]["value"], abs=1e-5)
+
+
+def test_ragged_shares_are_other_numbers_of_pieces(two):
+    """Or the case above would be none: in most steps one process makes more forward passes than the other, which only
+    works if gradients are exchanged at each one's last."""
+    counts = [json.loads((two / "ragged" / f"pieces-{rank}.json").read_text()) for rank in range(2)]
+    assert sum(a != b for a, b in zip(*counts, strict=True)) >= STEPS // 2
+    assert max(map(max, counts)) > 1
 
 
 def test_a_checkpoint_of_two_processes_is_whole(two):

@@ -1,17 +1,20 @@
 """Two processes that train a list of recipes together: `python two_processes.py <spec.json>`.
 
-The spec is a list of {"recipe": table, "out": folder, "resume": bool}. Both processes are forks of this one, with the
-usual environment of a distributed run. Before a row that resumes, its run is put back to where it has written its
-last checkpoint and nothing after it.
+The spec is a list of {"recipe": table, "out": folder, "resume": bool, "is_ragged": bool}. Both processes are forks of this
+one, with the usual environment of a distributed run. Before a row that resumes, its run is put back to where it has written its
+last checkpoint and nothing after it. A ragged row has responses of other lengths in each process, and takes batches apart
+however few tokens they have; `pieces-<rank>.json` in its folder then says into how many pieces, step by step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import sys
 import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,38 @@ import torch
 from accelerate import PartialState
 from rich.console import Console
 
+from small import Babble, make_model
 from understudy.config import recipe_from_table
+from understudy.experts.local import LocalExpert
+from understudy.records import Trajectory
 from understudy.run import train
+from understudy.trainer import step
+from understudy.trainer.setup import Setup
 
 torch.set_num_threads(1)
+
+
+def ragged_parts() -> dict[str, Any]:
+    """A task whose prompts and responses differ in length, and its expert."""
+    expert = LocalExpert(make_model(seed=60, vocab=12), 12, identity="sixty")
+    return {"task": Babble(), "expert": expert}
+
+
+@contextlib.contextmanager
+def taking_apart() -> Iterator[list[int]]:
+    """Batches are split by length however small they are; yields how many pieces each step has had."""
+    least, real, counts = step.MIN_PIECE_TOKENS_CPU, step._pieces, []
+
+    def counted(setup: Setup, trajectories: Sequence[Trajectory]) -> Any:
+        pieces = real(setup, trajectories)
+        counts.append(len(pieces))
+        return pieces
+
+    step.MIN_PIECE_TOKENS_CPU, step._pieces = 1, counted
+    try:
+        yield counts
+    finally:
+        step.MIN_PIECE_TOKENS_CPU, step._pieces = least, real
 
 
 def work(rows: list[dict[str, Any]]) -> None:
@@ -35,9 +66,13 @@ def work(rows: list[dict[str, Any]]) -> None:
                 for name in ("result.json", "final"):
                     (out / name).rename(out / f"first {name}")
             state.wait_for_everyone()
-        train(
-            recipe_from_table(row["recipe"]), out, resume=row["resume"], console=Console(file=io.StringIO())
-        )
+        recipe, console = recipe_from_table(row["recipe"]), Console(file=io.StringIO())
+        if row["is_ragged"]:
+            with taking_apart() as counts:
+                train(recipe, out, console=console, **ragged_parts())
+            (out / f"pieces-{os.environ['RANK']}.json").write_text(json.dumps(counts))
+        else:
+            train(recipe, out, resume=row["resume"], console=console)
     PartialState().destroy_process_group()
 
 

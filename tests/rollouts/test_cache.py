@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from understudy.rollouts.cache import GrowingLayer
+from understudy.rollouts.cache import GrowingLayer, Place
 
 
 def columns(layer, start, stop):
@@ -50,12 +50,29 @@ def test_rows_leave_with_the_columns_that_only_they_used():
 
 
 @pytest.mark.parametrize("window", [None, 3])
-def test_cut_rows_end_in_the_same_column(window):
-    """Row 0 loses its last two tokens, row 1 its last five: of the columns before a row's first, nothing is asked."""
+def test_rows_of_several_layers_end_in_the_same_column(window):
+    """Rows read apart, the second layer's first one twice, each cut, and nothing but zeros left of a row's first column.
+
+    Fails if rows are cut at the wrong end, go to another place, or what is behind a mask may be anything (NaN times 0 is NaN).
+    """
+    read = [GrowingLayer(window), GrowingLayer(window)]
+    columns(read[0], 0, 7)
+    columns(read[1], 10, 13)
     layer = GrowingLayer(window)
-    columns(layer, 0, 7)
-    layer.align(torch.tensor([2, 5]), 5)
+    places = [[Place(2, 0, 5), Place(0, 1, 2)], [Place(3, 0, 3), Place(1, 0, 1)]]
+    layer.fill(list(zip(read, places, strict=True)), num_rows=4, length=5)
+    width = 5 if window is None else 3
     rows = held(layer)
-    assert rows[0] == [0, 1, 2, 3, 4]
-    assert rows[1][3:] == [100, 101]
+    assert [len(row) for row in rows] == [width] * 4
+    assert rows[2] == [0, 1, 2, 3, 4][-width:]
+    assert rows[0] == [0, 0, 0, 100, 101][-width:]
+    assert rows[3] == [0, 0, 10, 11, 12][-width:]
+    assert rows[1] == [0, 0, 0, 0, 10][-width:]
     assert layer.get_mask_sizes(1) == ((6, 0) if window is None else (3, 3))
+    assert layer.get_seq_length() == 5
+    assert read[0].keys is None
+    buffer = layer.keys
+    keys = torch.full((4, 1, 1, 1), 99.0)
+    layer.update(keys, -keys)
+    assert layer.keys is buffer, "there is room for the next token"
+    assert [row[-2:] for row in held(layer)] == [[101, 99], [10, 99], [4, 99], [12, 99]]

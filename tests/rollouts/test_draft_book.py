@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -58,11 +59,23 @@ def test_counts():
     assert (counts.acceptance_rate, counts.drafted_rate) == (0.75, 0.375)
     assert book.take_counts("rollout").acceptance_rate is None
     assert book.take_counts("rollout").drafted_rate == 0
+    book.learn("evaluate at 0", slots[:1], [(1, 2, 3)], [(1, 2)])
+    book.learn("evaluate at 1", slots[:1], [(1,)], [(1,)])
+    book.learn("rollout", slots[:1], [(1,)], [(2,)])
+    counts = book.take_counts("evaluate")
+    assert (counts.offered, counts.accepted, counts.response) == (4, 3, 3)
+    assert book.take_counts("evaluate").response == 0
+    assert book.take_counts("rollout").offered == 1
+
+
+def room(num_tokens: int, num_entries: int = 2) -> int:
+    """Bytes of that many tokens under ids of one character, by hand."""
+    return 4 * num_tokens + num_entries * (320 + 4)
 
 
 def test_a_full_book_keeps_what_it_has_up_to_date():
     """Fails if it grows beyond its limit, counts a replaced response twice, or forgets old prompts for new ones."""
-    book, (a, b) = DraftBook(max_tokens=5), ((prompt("a"), 0), (prompt("b"), 0))
+    book, (a, b) = DraftBook(max_bytes=room(5)), ((prompt("a"), 0), (prompt("b"), 0))
     book.keep("rollout", [a], [(1, 2, 3)])
     book.keep("rollout", [b], [(1, 2, 3)])
     assert book.drafts("rollout", [a, b]) == [[1, 2, 3], ()]
@@ -75,16 +88,50 @@ def test_a_full_book_keeps_what_it_has_up_to_date():
 
 def test_a_book_is_what_was_saved(tmp_path):
     """Offered, learnt and full alike. Also with nothing in it. Fails if lengths, keys or rates are lost."""
-    book, slots = DraftBook(max_tokens=6), [(prompt("a", (3,)), 0), (prompt("\u00fc,b", (4,)), 1)]
+    book, slots = DraftBook(max_bytes=room(6) + 8), [(prompt("a", (3,)), 0), (prompt("\u00fc,b", (4,)), 1)]
     for name in ("empty", "full"):
         book.save(tmp_path / name)
-        found = DraftBook(max_tokens=6)
+        found = DraftBook(max_bytes=room(6) + 8)
         found.load(tmp_path / name)
         assert found.drafts("rollout", slots) == book.drafts("rollout", slots)
         found.keep("rollout", slots, [(1, 2), (5, 6, 7, 8, 9)])
         book.learn("rollout", slots, [(), ()], [(1, 2), (9, 6, 5)])
         book.keep("rollout", slots, [(1, 2), (9, 6, 5)])
     assert found.drafts("rollout", slots) == [[1, 2], [9, 6, 5]], "it was full"
+
+
+def test_a_book_takes_no_more_room_than_it_says(tmp_path):
+    """Short responses to many prompts are mostly names: memory and file stay under the bound, and near it.
+
+    Fails if entries are not counted, or if a loaded book keeps more than its entries.
+    """
+    limit = 1 << 20
+    tracemalloc.start()
+    try:
+        book, first = DraftBook(max_bytes=limit), [(prompt("first"), 0)]
+        book.keep("rollout", first, [(7,) * (limit // 12)])
+        for i in range(5000):
+            book.keep("rollout", [(prompt(f"{i} \u00fc" + "\U0001f600" * (i % 7)), 0)], [(i,) * (1 + i % 3)])
+        assert 0.6 * limit < tracemalloc.get_traced_memory()[0] <= limit
+        book.save(tmp_path / "book")
+        del book
+        found = DraftBook(max_bytes=limit)
+        found.load(tmp_path / "book")
+        assert 0.6 * limit < (used := tracemalloc.get_traced_memory()[0]) <= limit
+        found.keep("rollout", first, [(7,)])
+        assert tracemalloc.get_traced_memory()[0] < used - limit // 4, "what has been replaced is gone"
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "book").stat().st_size <= limit
+
+
+def test_the_header_of_the_file_does_not_grow(tmp_path):
+    """The format allows it 100 MB; a million prompts' names would not fit."""
+    book = DraftBook()
+    for i in range(300):
+        book.keep("rollout", [(prompt(f"train/{i}"), 0)], [(1,)])
+    book.save(tmp_path / "book")
+    assert int.from_bytes((tmp_path / "book").read_bytes()[:8], "little") < 1000
 
 
 # --- rounds and runs -----------------------------------------------------------------------------------------------------
@@ -180,6 +227,17 @@ def test_what_the_expert_wrote_is_kept(tmp_path):
         assert kept == [()] if t.is_student[0] else kept == [list(t.response_ids)]
 
 
+def test_nothing_is_kept_where_the_student_never_writes(tmp_path):
+    """Fixed data alone: nobody would ever read the drafts, and checkpoints would hold them."""
+    recipe = make_recipe(method__name="kd", train__samples_per_prompt=2)
+    sources = make_setup(recipe, tmp_path, task=FINITE, expert=EXPERT).sources
+    this = Round(number=0, first_prompt=0, num_prompts=6, student_version=0)
+    found = collect(sources, METHODS["kd"].prefixes, {}, this)
+    assert sources.drafts is not None
+    offered = [sources.drafts.drafts("rollout", [(prompt(t.prompt.id), t.sample_index)]) for t in found]
+    assert offered == [[()]] * 12
+
+
 def test_prompts_of_an_endless_task_are_not_kept(tmp_path):
     recipe = make_recipe(method__name="opd-f")
     sources = make_setup(recipe, tmp_path, task=replace(FINITE, num_train=None), expert=EXPERT).sources
@@ -223,11 +281,19 @@ def run(folder, drafts: str, method: str = "nail-f", **settings) -> list[dict]:
         rollouts__drafts=drafts,
         train__steps=6,
         evaluate__every_steps=2,
-        optimizer__learning_rate=0.01,
-        **settings,
+        **{"optimizer__learning_rate": 0.01, **settings},
     )
     train(recipe, folder, console=quiet_console())
     return records(folder)
+
+
+def popped_rates(rows: list[dict]) -> dict[str, list[tuple]]:
+    """(acceptance, share of drafts) of every record, by its kind; taken out of the records."""
+    found: dict[str, list[tuple]] = {"train": [], "eval": []}
+    for r in rows:
+        if r["kind"] in found:
+            found[r["kind"]].append((r.pop("draft_acceptance_rate"), r.pop("drafted_rate")))
+    return found
 
 
 @pytest.mark.parametrize("method", ["nail-f", "opd-r"])
@@ -235,14 +301,25 @@ def test_a_run_with_drafts_is_the_run_without(tmp_path, method):
     """Greedy and sampled, references for drafts, evaluations with the last one's: the same losses and metrics, to the
     last bit even, as the trajectories are the same (no tie is near in these runs)."""
     with_drafts, without = (run(tmp_path / d, d, method) for d in ("auto", "off"))
-    rates = [
-        (r.pop("draft_acceptance_rate"), r.pop("drafted_rate")) for r in with_drafts if r["kind"] == "train"
-    ]
-    none = [(r.pop("draft_acceptance_rate"), r.pop("drafted_rate")) for r in without if r["kind"] == "train"]
+    rates, none = popped_rates(with_drafts), popped_rates(without)
     assert with_drafts == without
-    assert set(none) == {(None, 0.0)}
-    assert rates[0][0] is not None
-    assert 0 < rates[0][1] == rates[0][0] < 1
+    assert set(none["train"] + none["eval"]) == {(None, 0.0)}
+    for kind in ("train", "eval"):
+        acceptance, drafted = rates[kind][0]
+        assert acceptance is not None
+        assert 0 < drafted <= acceptance < 1
+    assert rates["train"][0][0] == rates["train"][0][1], "references of the same length"
+
+
+def test_evaluations_log_their_drafts(tmp_path):
+    """A student that hardly moves writes each evaluation what it wrote in the last one, greedy and sampled.
+
+    Fails if rates are those of rollouts, of one kind of response only, or sums over evaluations.
+    """
+    rows = run(tmp_path, "auto", "opd-r", optimizer__learning_rate=1e-9)
+    first, *later = popped_rates(rows)["eval"]
+    assert first[1] < 1
+    assert later == [(1.0, 1.0)] * 3
 
 
 def test_coupled_draws_are_no_fresh_samples():

@@ -24,7 +24,7 @@ from understudy.records import Prompt
 from understudy.rollouts import hf
 from understudy.rollouts.cache import GrowingCache
 from understudy.rollouts.hf import HFDecoder, evaluating
-from understudy.rollouts.sampler import Limits
+from understudy.rollouts.sampler import Limits, sample
 from understudy.trainer.collate import collate
 from understudy.trainer.loss import gate_of, label, position_values
 
@@ -72,17 +72,27 @@ def test_greedy_is_generate(family):
 
 
 @pytest.mark.parametrize(
-    ("family", "attention"), [*((f, "sdpa") for f in FAMILIES), ("llama", "eager"), ("mistral", "eager")]
+    ("family", "attention", "least"),
+    [
+        *((f, "sdpa", 1) for f in FAMILIES),
+        ("llama", "eager", 1),
+        ("mistral", "eager", 1),
+        ("gemma3", "sdpa", 256),
+    ],
 )
-def test_laws_do_not_know_of_the_filling(monkeypatch, family, attention):
+def test_laws_do_not_know_of_the_filling(monkeypatch, family, attention, least):
     """Every law of a batch of uneven prompts, also after rows have left, is that of the same prefix alone, read without a cache.
+
+    Prompts are read in four pieces (`least` 1), and all at once.
 
     Fails if a position counts the filling, a mask or a window lets a row see it (or hides too much), or rows are
     mixed up where they are moved.
     """
     monkeypatch.setattr(hf, "_MASK_AHEAD", 2)
+    monkeypatch.setattr(hf, "MIN_PIECE_TOKENS_CPU", least)
     model, prompts = make_model(family, seed=2), make_prompts(UNEVEN, seed=2)
-    model.set_attn_implementation(attention)
+    if attention != model.config._attn_implementation and family not in ("falcon", "bloom"):
+        model.set_attn_implementation(attention)
     rng = np.random.default_rng(0)
     prefixes = [list(p.token_ids) for p in prompts]
     decoder = HFDecoder(model, vocab_size=VOCAB)
@@ -99,12 +109,30 @@ def test_laws_do_not_know_of_the_filling(monkeypatch, family, attention):
         law_BV = decoder.step(token_B)
 
 
-def test_equal_prompts_are_read_once():
-    model, prompts = make_model(seed=8), make_prompts((4, 2), seed=8)
+def what_is_read(model) -> list[tuple[int, ...]]:
+    """The shapes of what goes through the model from now on."""
     read = []
     model.get_input_embeddings().register_forward_hook(
         lambda _, given, __: read.append(tuple(given[0].shape))
     )
+    return read
+
+
+def test_prompts_of_like_length_are_read_together(monkeypatch):
+    """A long tail: three quarters would be padding in one pass. Fails if equal prompts are read twice, too."""
+    monkeypatch.setattr(hf, "MIN_PIECE_TOKENS_CPU", 40)
+    model = make_model(seed=8)
+    prompts = make_prompts((5, 60, 6, 5, 6, 5, 5, 5, 5, 6, 55, 5), seed=8)
+    read = what_is_read(model)
+    law_BV = HFDecoder(model, vocab_size=VOCAB).start([*prompts, *prompts])
+    assert sorted(read) == [(1, 55), (1, 60), (10, 6)]
+    expected_BV = laws_alone(model, [p.token_ids for p in prompts])
+    torch.testing.assert_close(law_BV, expected_BV.repeat(2, 1), rtol=0, atol=LOGP_TOLERANCE)
+
+
+def test_equal_prompts_are_read_once():
+    model, prompts = make_model(seed=8), make_prompts((4, 2), seed=8)
+    read = what_is_read(model)
     decoder = HFDecoder(model, vocab_size=VOCAB)
     law_BV = decoder.start([prompts[i] for i in (0, 1, 0, 0, 1)])
     assert read == [(2, 4)]
@@ -234,6 +262,46 @@ def test_a_response_ends_with_the_context():
         decoder.step(token_B)
     decoder.keep(torch.tensor([0]))
     decoder.step(token_B[:1])
+
+
+def test_only_who_still_writes_needs_a_position():
+    """A prompt near the end of the context that ends at once does not end those beside it, nor does it stay in their way."""
+    model = make_model("gpt2", seed=12)
+    (long,), short = make_prompts((58,), seed=1), make_prompts((1, 2, 1, 2, 1), seed=2)
+    ends = respond(model, [long], limits=Limits(max_new_tokens=1), temperature=0.0)[0].token_ids
+    limits = Limits(max_new_tokens=20, eos_ids=frozenset(ends))
+    alone = respond(model, short, limits=limits, temperature=0.0)
+    assert [len(r.token_ids) for r in alone] == [20] * 5
+    decoder = HFDecoder(model, vocab_size=VOCAB)
+    widths, forward = [], decoder._forward
+
+    def seen(token_BT, mask, position_BT, cache):
+        hidden_BTD = forward(token_BT, mask, position_BT, cache)
+        widths.append(cache.own_layers[0].num_columns)
+        return hidden_BTD
+
+    decoder._forward = seen
+    together = sample(
+        [short[0], long, *short[1:]],
+        limits=limits,
+        uniform_BT=np.zeros((6, 20)),
+        student=decoder,
+        temperature=0.0,
+    )
+    assert together[1].token_ids == ends
+    closely([together[0], *together[2:]], alone)
+    assert max(widths[1:]) == 21, "the columns of a row that has ended are dropped"
+    open_end = Limits(max_new_tokens=20)
+    with pytest.raises(DataError, match=r"does not fit the model's context of 64 positions"):
+        respond(model, [short[0], long], limits=open_end, temperature=0.0)
+
+
+def test_laws_are_as_precise_as_the_model():
+    model = make_model(seed=6).double()
+    prompts = make_prompts((3, 5))
+    law_BV = HFDecoder(model, vocab_size=VOCAB).start(prompts)
+    assert law_BV.dtype == torch.float64
+    torch.testing.assert_close(law_BV, laws_alone(model, [p.token_ids for p in prompts]), rtol=0, atol=1e-12)
 
 
 def test_dropout_is_off_inside_and_the_mode_comes_back():

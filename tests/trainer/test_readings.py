@@ -8,10 +8,12 @@ from __future__ import annotations
 import gc
 import weakref
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from test_step import TASK, babble_setup, same, step_of
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 from small import (
     FAMILIES,
@@ -24,7 +26,7 @@ from small import (
     make_setup,
     respond,
 )
-from understudy.models import hidden_states
+from understudy.models import has_dropout, hidden_states
 from understudy.rollouts.collect import Round, collect
 from understudy.rollouts.drafts import DraftBook
 from understudy.rollouts.hf import HFDecoder, evaluating
@@ -62,6 +64,16 @@ def readings_of(s) -> list[Reading]:
 def round_of(s):
     prompts = s.recipe.train.batch_size // s.recipe.train.samples_per_prompt
     return Round(number=0, first_prompt=0, num_prompts=prompts, student_version=0)
+
+
+def test_jitter_of_a_router_is_seen():
+    """Mixtures of experts may shake what their router sees, in training alone, by a rate that is called no dropout."""
+    shape: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    for noise in (0.0, 0.01):
+        config = MixtralConfig(
+            **shape, vocab_size=5, num_attention_heads=1, num_key_value_heads=1, router_jitter_noise=noise
+        )
+        assert has_dropout(AutoModelForCausalLM.from_config(config)) == (noise > 0)
 
 
 @pytest.mark.parametrize("method", ["opd-f", "opd-r", "opd-pg", "nail-r"])
@@ -145,11 +157,11 @@ def test_a_row_is_found_by_its_tokens():
     """By every token but the last, from the first on; a row read further serves as well."""
     reading = Reading([(1, 2, 3, 4), (1, 2, 9), (1, 2)], torch.zeros(3, 4, 2))
     prompts = make_prompts((2,))
-    made = [replace(prompts[0], token_ids=ids) for ids in ((1, 2), (1, 2), (1,), (1, 2, 9), (1, 2))]
-    answers = [(3, 7), (9, 7), (2, 9, 9, 9), (5,), (8, 8)]
+    made = [replace(prompts[0], token_ids=ids) for ids in ((1, 2), (1, 2), (1,), (1, 2, 9), (1, 2), (1,))]
+    answers = [(3, 7), (9, 7), (2, 9, 9, 9), (5,), (8, 8), (2, 3, 4, 6)]
     responses = [Response(ids, (True,) * len(ids), (0.0,) * len(ids), "length") for ids in answers]
     trajectories = as_trajectories(made, responses)
-    assert reading.places(trajectories) == [0, 1, None, 1, None]
+    assert reading.places(trajectories) == [0, 1, None, 1, None, 0]
 
 
 def test_weights_that_autocast_has_kept_get_their_gradient(tmp_path):
@@ -177,6 +189,7 @@ def test_weights_that_autocast_has_kept_get_their_gradient(tmp_path):
     "settings",
     [
         {"train__micro_batch_size": 4},
+        {"train__micro_batch_tokens": 64},
         {"train__rollout_batch_size": 4},
         {"train__steps_per_round": 2},
         {"train__compile": True},

@@ -344,8 +344,38 @@ def test_sharded_weights_are_never_taken_apart_by_length(tmp_path, monkeypatch):
     s = babble_setup(tmp_path)
     trajectories = written(s, 8)
     free = step_of(s, trajectories)[1].padding_rate
-    monkeypatch.setattr("understudy.trainer.step._FREE_TO_SPLIT", ())
+    monkeypatch.setattr("understudy.trainer.step.FREE_TO_SPLIT", ())
     assert step_of(s, trajectories)[1].padding_rate > free
+
+
+def _no_compiler():
+    from torch._inductor import config
+
+    return config.patch({"cpp.cxx": ("no-such-compiler",)})
+
+
+def _fails_to_compile(function, **how):
+    from torch._inductor.exc import InductorError, InvalidCxxCompiler
+
+    def call(*args):
+        raise InductorError(InvalidCxxCompiler(), None)
+
+    return call
+
+
+@pytest.mark.parametrize("is_real", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_step_that_cannot_be_compiled_says_so(tmp_path, monkeypatch, is_real):
+    """Without a working C++ compiler: one sentence that names the setting, before anything has been changed."""
+    if not is_real:
+        monkeypatch.setattr(torch, "compile", _fails_to_compile)
+    s = babble_setup(tmp_path, train__compile=True)
+    trajectories = written(s, 2)
+    before = flat_weights(s.model)
+    message = r"^train\.compile = true.*No working C\+\+ compiler.*set train\.compile = false\.$"
+    with _no_compiler(), pytest.raises(TrainingError, match=message) as found:
+        step_of(s, trajectories)
+    assert "\n" not in str(found.value)
+    assert torch.equal(flat_weights(s.model), before)
 
 
 @pytest.mark.slow

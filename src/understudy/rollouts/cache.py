@@ -9,6 +9,9 @@ B sequences, H heads, C columns, D width of a head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
@@ -24,6 +27,15 @@ from understudy.errors import ModelError
 
 _LEAST_SPARE = 32
 """Columns a buffer gets beyond what it holds, at least: short answers then need one allocation."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row of a batch was read: it is the first `length` columns of row `source` of another cache."""
+
+    row: int
+    source: int
+    length: int
 
 
 class GrowingLayer(CacheLayerMixin):
@@ -73,19 +85,28 @@ class GrowingLayer(CacheLayerMixin):
         self._move(row_K, min(length, self.num_columns))
         self.seen = length
 
-    def align(self, unused_B: Tensor, length: int) -> None:
-        """After the first forward: drop the last `unused_b` columns of row b and move the rest of it to the right.
+    def fill(self, read: Sequence[tuple[GrowingLayer, Sequence[Place]]], num_rows: int, length: int) -> None:
+        """Take the rows of layers that read them for the first time, each moved to the right; those layers then hold nothing.
 
-        `length`: of the longest row after that.
+        `length`: of the longest row. What is left of a row's first column is zero: masks hide it, but not if it were NaN.
         """
-        keys, values = self._held()
-        # Before a row's first column the index is negative and takes some other column: padding, which masks hide.
-        source_BC = torch.arange(length, device=unused_B.device) + (self._end - length) - unused_B[:, None]
-        row_B1 = torch.arange(len(unused_B), device=unused_B.device)[:, None]
-        # Two indices around a slice put the indexed dimensions first: [B, C, H, D].
-        self.keys = keys[row_B1, :, source_BC].transpose(1, 2)
-        self.values = values[row_B1, :, source_BC].transpose(1, 2)
-        self._first, self._end, self.seen = 0, length, length
+        columns = length if self.window is None else min(length, self.window)
+        for layer, places in read:
+            both = layer._held()
+            if not self.is_initialized:
+                made = (
+                    x.new_zeros(num_rows, x.shape[1], columns + _spare(columns), x.shape[3]) for x in both
+                )
+                self.lazy_initialization(*made)
+            # Row by row: several times faster on a processor than indices, which copy what they choose once more.
+            for p in places:
+                count = min(p.length, columns)
+                for into, from_ in zip(self._held(), both, strict=True):
+                    into[p.row, :, columns - count : columns] = from_[
+                        p.source, :, p.length - count : p.length
+                    ]
+            layer.keys = layer.values = None
+        self._first, self._end, self.seen = 0, columns, length
 
     def _held(self) -> tuple[Tensor, Tensor]:
         assert self.keys is not None
@@ -98,12 +119,11 @@ class GrowingLayer(CacheLayerMixin):
 
     def _move(self, row_K: Tensor | None, columns: int) -> None:
         """Into new buffers with room for more: the last `columns` columns of these rows (None: of all)."""
-        spare = max(_LEAST_SPARE, columns // 2)
 
         def moved(live: Tensor) -> Tensor:
             live = live[:, :, live.shape[2] - columns :]
             rows = len(live) if row_K is None else len(row_K)
-            made = live.new_empty(rows, live.shape[1], columns + spare, live.shape[3])
+            made = live.new_empty(rows, live.shape[1], columns + _spare(columns), live.shape[3])
             if row_K is None:
                 made[:, :, :columns] = live
             else:
@@ -146,9 +166,15 @@ class GrowingCache(Cache):
         for layer in self.own_layers:
             layer.choose(row_K, length)
 
-    def align(self, unused_B: Tensor, length: int) -> None:
-        for layer in self.own_layers:
-            layer.align(unused_B, length)
+    def fill(self, read: Sequence[tuple[GrowingCache, Sequence[Place]]], num_rows: int, length: int) -> None:
+        """Become the cache of `num_rows` rows that were read in pieces, the longest of which keeps `length` columns."""
+        for i, layer in enumerate(self.layers):
+            if isinstance(layer, GrowingLayer):
+                layer.fill([(cache.layers[i], places) for cache, places in read], num_rows, length)  # pyright: ignore
+
+
+def _spare(columns: int) -> int:
+    return max(_LEAST_SPARE, columns // 2)
 
 
 def _growing(layer: object, config: PreTrainedConfig) -> GrowingLayer | DummyLayer:

@@ -84,7 +84,10 @@ def collect(
     if prefixes.unit == "token":
         return _written(sources, this, slots, temperature=temperature, expert_share=share)
     is_fixed = expert_writes_sequence([s.name for s in slots], share)
-    fixed = iter(_fixed(sources, this, [s for s, f in zip(slots, is_fixed, strict=True) if f]))
+    fixed_slots = [s for s, f in zip(slots, is_fixed, strict=True) if f]
+    by_expert = _fixed(sources, this, fixed_slots)
+    _keep_as_drafts(sources, fixed_slots, by_expert)
+    fixed = iter(by_expert)
     open_slots = [s for s, f in zip(slots, is_fixed, strict=True) if not f]
     written = iter(_written(sources, this, open_slots, temperature=temperature, expert_share=0.0))
     return [next(fixed) if f else next(written) for f in is_fixed]
@@ -119,12 +122,16 @@ def _fixed(sources: Sources, this: Round, slots: Sequence[_Slot]) -> list[Trajec
         per = sources.samples_per_prompt
         block = offline.responses(this.first_prompt, this.num_prompts)
         rows = [block[(s.prompt_number - this.first_prompt) * per + s.sample] for s in slots]
-        if sources.drafts is not None and _comes_again(sources.task):
-            sources.drafts.keep("expert", _places(slots), [r.token_ids for r in rows])
     return [
         as_trajectory(s.prompt, s.sample_index, response, round=this.number)
         for s, response in zip(slots, rows, strict=True)
     ]
+
+
+def _keep_as_drafts(sources: Sources, slots: Sequence[_Slot], by_expert: Sequence[Trajectory]) -> None:
+    """What the expert wrote to prompts that the student may be given another time. References are at hand anyway."""
+    if sources.drafts is not None and sources.offline != "reference" and _comes_again(sources.task):
+        sources.drafts.keep("expert", _places(slots), [t.response_ids for t in by_expert])
 
 
 def _places(slots: Sequence[_Slot]) -> list[tuple[Prompt, int]]:

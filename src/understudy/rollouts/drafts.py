@@ -4,8 +4,10 @@ Why a draft cannot change a response. Every token is chosen by a fixed rule from
 is drawn beforehand: token_t = choose(law_t, u_t), the argmax for greedy and a rule of `draws.py` for sampling. One
 forward pass over prompt and draft gives the law at every place of the draft. The first place where choose(law_t, u_t)
 is not the draft's token takes the chosen token, and decoding goes on behind it. By induction every token is the one
-that plain decoding with the same u would have emitted (exactly so in exact arithmetic: a law that is computed for many
-places at once differs from a stepped one by rounding, as it does between two sizes of a batch).
+that plain decoding with the same u would have emitted. That is so in exact arithmetic, and next to always in float32. A law
+that is computed for many places at once differs from a stepped one by rounding, as it does between two sizes of a batch:
+under bfloat16 autocast log-probabilities move by hundredths, and many responses part somewhere from those written without
+drafts or in other batches. Their law stays the student's up to that rounding.
 
 As a rule of acceptance this is speculative sampling (arXiv:2211.17192, arXiv:2302.01318) for a proposal that puts all
 its mass on the draft's token x. There x is kept with probability min(1, p(x) / 1), and otherwise the token is drawn from
@@ -36,6 +38,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from sys import intern
 from typing import Literal
 
 import numpy as np
@@ -52,8 +55,11 @@ Key = tuple[str, str, int]
 
 WORTH_READING = 0.4
 """Least share of draft tokens that must be right. Reading costs a third to a half of writing, a token, on a processor."""
-MAX_TOKENS = 1 << 24
-"""Tokens kept, 4 bytes each. A full book takes no new prompts: to throw out the oldest would forget each before its turn."""
+MAX_BYTES = 1 << 27
+"""Of a book, in memory and on disk. A full one takes no new prompts: to throw out the oldest would forget each before its
+turn."""
+_ENTRY_BYTES = 320
+"""What Python takes for an entry besides its tokens and the text of its id (300 were measured)."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +86,13 @@ class DraftCounts:
 class DraftBook:
     """The last response to every prompt, by what it was written for, and how well each source of drafts has done.
 
-    A use is 'expert' for what the expert wrote, else any name: 'rollout', 'evaluate greedy', ...
+    A use is 'expert' for what the expert wrote, else any name: 'rollout', 'evaluate at 0', ...
     """
 
-    def __init__(self, *, max_tokens: int = MAX_TOKENS) -> None:
-        self.max_tokens = max_tokens
+    def __init__(self, *, max_bytes: int = MAX_BYTES) -> None:
+        self.max_bytes = max_bytes
         self._last: dict[Key, np.ndarray] = {}
-        self._num_tokens = 0
+        self._num_bytes = 0
         self._agreed: dict[str, list[float]] = {}
         """By '<use> <source>': draft tokens that were right and draft tokens in all, older ones counting less."""
         self._counts: dict[str, DraftCounts] = {}
@@ -104,8 +110,9 @@ class DraftBook:
         return chosen
 
     def take_counts(self, use: str) -> DraftCounts:
-        """What drafts were good for since this was last asked."""
-        return self._counts.pop(use, DraftCounts())
+        """What drafts were good for since this was last asked, in all uses whose names begin so."""
+        found = [name for name in self._counts if name.startswith(use)]
+        return sum((self._counts.pop(name) for name in found), DraftCounts())
 
     def learn(
         self,
@@ -134,9 +141,10 @@ class DraftBook:
         """Remember token ids for the next time, in place of the last ones."""
         for (prompt, sample), ids in zip(slots, responses, strict=True):
             key = (use, prompt.id, sample)
-            grown = self._num_tokens + len(ids) - len(self._last.get(key, ()))
-            if grown <= self.max_tokens:
-                self._num_tokens = grown
+            before = _size(key, len(self._last[key])) if key in self._last else 0
+            grown = self._num_bytes + _size(key, len(ids)) - before
+            if grown <= self.max_bytes:
+                self._num_bytes = grown
                 self._last[key] = np.array(ids, dtype=np.int32)
 
     def _candidates(self, use: str, prompt: Prompt, sample: int) -> dict[Source, Sequence[int]]:
@@ -155,30 +163,36 @@ class DraftBook:
         return right / max(offered, 1.0)
 
     def save(self, file: Path) -> None:
-        """One safetensors file; the names in its header."""
+        """One safetensors file. Keys are an array of text, too: a header may not be large."""
+        keys = json.dumps(list(self._last), ensure_ascii=False, separators=(",", ":"))
         arrays = {
             "token_ids": np.concatenate([_NOTHING, *self._last.values()]),
             "length": np.array([len(ids) for ids in self._last.values()], dtype=np.int64),
+            "keys": np.frombuffer(keys.encode("utf-8", "surrogatepass"), dtype=np.uint8),
         }
-        names = {"keys": json.dumps(list(self._last)), "agreed": json.dumps(self._agreed)}
-        save_file(arrays, file, metadata=names)
+        save_file(arrays, file, metadata={"agreed": json.dumps(self._agreed)})
 
     def load(self, file: Path) -> None:
         """Become the book that was saved."""
         arrays = load_file(file)
         with safe_open(file, framework="numpy") as handle:
-            names = handle.metadata()
+            self._agreed = json.loads(handle.metadata()["agreed"])
         ends = np.cumsum(arrays["length"])
-        keys = json.loads(names["keys"])
+        keys = json.loads(arrays["keys"].tobytes().decode("utf-8", "surrogatepass"))
+        # Copies: a part of the array that was read would keep the whole of it, long after all has been replaced.
         self._last = {
-            (use, prompt_id, sample): arrays["token_ids"][end - length : end]
+            (intern(use), prompt_id, sample): arrays["token_ids"][end - length : end].copy()
             for (use, prompt_id, sample), end, length in zip(keys, ends, arrays["length"], strict=True)
         }
-        self._num_tokens = len(arrays["token_ids"])
-        self._agreed = json.loads(names["agreed"])
+        self._num_bytes = sum(_size(key, len(ids)) for key, ids in self._last.items())
 
 
 _NOTHING = np.zeros(0, dtype=np.int32)
+
+
+def _size(key: Key, num_tokens: int) -> int:
+    """Bytes of an entry, at most: a token and a character take up to four each."""
+    return _ENTRY_BYTES + 4 * (len(key[1]) + num_tokens)
 
 
 def agreement(draft: Sequence[int], response: Sequence[int]) -> int:

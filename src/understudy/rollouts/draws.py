@@ -21,11 +21,17 @@ def draw(logp_nV: Tensor, uniform_n: Tensor, temperature: float, *, is_coupled: 
     return race(logp_nV, uniform_n) if is_coupled else inverse_cdf(logp_nV, uniform_n)
 
 
+_GROUP = 32
+"""Tokens that share the draw of their first clock; a power of two. The time to draw a token is flat around it."""
+_FEW = 1024
+"""Up to so many tokens it is cheaper to read every clock than to find out which ones matter."""
+
+
 @torch.no_grad()
 def race(logp_nV: Tensor, uniform_n: Tensor) -> Tensor:
     """One token a row: the winner of a race in which token v runs for a time drawn from an exponential law of rate p(v).
 
-        token = argmin_v e_v / p(v) = argmax_v log p(v) - log e_v,      e_v = -log u_v,  u_v fixed by (uniform, v)
+        token = argmin_v e_v / p(v) = argmax_v log p(v) - log e_v,      e_v ~ Exp(1), fixed by (uniform, v, V)
 
     The winner is v with probability p(v), as by `inverse_cdf`. The difference is what happens when p moves a little and the
     number stays: by `inverse_cdf` the ends of all intervals shift, and the token may change by mass that moved between two
@@ -34,15 +40,96 @@ def race(logp_nV: Tensor, uniform_n: Tensor) -> Tensor:
 
     Args:
         logp_nV: natural log-probabilities, any float dtype; need not be normalised. -inf never wins.
-        uniform_n: in [0, 1), float64; its 53 bits name the numbers of all tokens.
+        uniform_n: in [0, 1), float64; its 53 bits name the clocks of all tokens.
     Returns:
         token_n, int64.
     """
-    token_V = torch.arange(logp_nV.shape[-1], device=logp_nV.device)
-    name_n = (uniform_n.double() * 2.0**53).long()
-    bits_nV = _mixed(_mixed(name_n)[:, None] + token_V * _GOLDEN)
-    u_nV = (_shifted(bits_nV, 11).double() + 0.5) * 2.0**-53  # never 0 nor 1
-    return (logp_nV.double() - u_nV.log().neg().log()).argmax(dim=-1)
+    name_n = _mixed((uniform_n.double() * 2.0**53).long())
+    vocab = logp_nV.shape[1]
+    if vocab > _FEW:
+        return _Groups(logp_nV, name_n).winner()
+    return (logp_nV.double() - _exponential(name_n[:, None], _upto(vocab, logp_nV)).log()).argmax(dim=-1)
+
+
+class _Groups:
+    """A race of which few clocks are read: groups that cannot hold the winner are not looked into.
+
+    Token v is member v // G of group v % G. When the first clock of a group rings is drawn for the group, an exponential
+    number of rate `_GROUP`, and whose it is, each member's with the same probability; the clocks of the others ring an
+    exponential number of rate 1 later. Exponential laws have no memory: all clocks are independent, each of rate 1.
+
+    n rows, V tokens, G groups, K members of a group, m groups looked into.
+    """
+
+    def __init__(self, logp_nV: Tensor, name_n: Tensor) -> None:
+        self.logp_nV, self.name_n = logp_nV, name_n
+        self.vocab = logp_nV.shape[1]
+        self.count = -(-self.vocab // _GROUP)
+        bits_nG = _bits(name_n[:, None], _upto(self.count, logp_nV))
+        self.first_nG = _as_exponential(bits_nG) / _GROUP
+        self.owner_nG = bits_nG & (_GROUP - 1)  # not among the bits that make the time
+
+    def winner(self) -> Tensor:
+        """The token that wins, as if all had been looked at."""
+        best_nG = self._likeliest()
+        bound_nG = best_nG - self.first_nG.log()
+        reached_n = self._reached(best_nG)
+        # Not `bound >= reached`: a row that is NaN then has a winner, too, and its log-probability says what happened.
+        row_m, group_m = (~(bound_nG < reached_n[:, None])).nonzero(as_tuple=True)
+        score_m, token_m = self._look_into(row_m, group_m)
+        score_nG = torch.full_like(bound_nG, -torch.inf).index_put_((row_m, group_m), score_m)
+        token_nG = torch.zeros_like(self.owner_nG).index_put_((row_m, group_m), token_m)
+        return token_nG.gather(1, score_nG.argmax(dim=1, keepdim=True))[:, 0]
+
+    def _likeliest(self) -> Tensor:
+        """The largest log-probability of each group [n, G]."""
+        whole = self.vocab // self.count
+        best_nG = self.logp_nV[:, : whole * self.count].unflatten(1, (whole, self.count)).amax(dim=1)
+        rest = self.vocab - whole * self.count
+        if rest:
+            best_nG[:, :rest] = torch.maximum(best_nG[:, :rest], self.logp_nV[:, -rest:])
+        return best_nG
+
+    def _reached(self, best_nG: Tensor) -> Tensor:
+        """A score [n] that some token has: of the first clocks of all groups, and of the likeliest group's members."""
+        token_nG = self.owner_nG * self.count + _upto(self.count, self.logp_nV)
+        row_n = _upto(len(best_nG), best_nG)
+        score_nG = self._logp_of(row_n[:, None], token_nG) - self.first_nG.log()
+        inside_n, _ = self._look_into(row_n, best_nG.argmax(dim=1))
+        return torch.maximum(score_nG.amax(dim=1), inside_n)
+
+    def _look_into(self, row_m: Tensor, group_m: Tensor) -> tuple[Tensor, Tensor]:
+        """The best score in each of these groups, and whose it is."""
+        member_K = _upto(_GROUP, row_m)
+        token_mK = group_m[:, None] + member_K * self.count
+        later_mK = _exponential(self.name_n[row_m, None], self.count + token_mK)
+        is_first_mK = self.owner_nG[row_m, group_m][:, None] == member_K
+        clock_mK = self.first_nG[row_m, group_m][:, None] + later_mK.masked_fill(is_first_mK, 0)
+        logp_mK = self._logp_of(row_m[:, None], token_mK)
+        score_m, member_m = (logp_mK - clock_mK.log()).max(dim=1)
+        return score_m, group_m + member_m * self.count
+
+    def _logp_of(self, row: Tensor, token: Tensor) -> Tensor:
+        """In float64; -inf for the members behind the last token, which some groups have."""
+        logp = self.logp_nV[row, token.clamp(max=self.vocab - 1)]
+        return logp.double().masked_fill(token >= self.vocab, -torch.inf)
+
+
+def _upto(count: int, like: Tensor) -> Tensor:
+    return torch.arange(count, device=like.device)
+
+
+def _exponential(name: Tensor, number: Tensor) -> Tensor:
+    """An exponential number of rate 1 for each (name, number), never 0."""
+    return _as_exponential(_bits(name, number))
+
+
+def _as_exponential(bits: Tensor) -> Tensor:
+    return ((_shifted(bits, 11).double() + 0.5) * 2.0**-53).log().neg()
+
+
+def _bits(name: Tensor, number: Tensor) -> Tensor:
+    return _mixed(name + number * _GOLDEN)
 
 
 _GOLDEN, _FIRST, _SECOND = (

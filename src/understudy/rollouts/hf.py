@@ -3,21 +3,26 @@
 Not `model.generate`: that draws from one stream for the whole batch, so a trajectory would depend on its neighbours,
 and it applies whatever a generation config says (top-k, top-p, temperature) to what must be the model's own law.
 
-B sequences, T positions, V vocabulary, D width, U distinct prompts, K kept rows, N laws, n of them in one tile.
+B sequences, T positions, V vocabulary, D width, K rows (those kept; those of a piece), U distinct rows of a piece, N laws,
+n of them in one tile.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from understudy.errors import DataError
 from understudy.models import backbone, context_length, head_of, inner_model
+from understudy.objectives.shapes import wide_log_softmax
 from understudy.records import Prompt
-from understudy.rollouts.cache import GrowingCache
+from understudy.rollouts.cache import GrowingCache, Place
+from understudy.rollouts.pieces import MIN_PIECE_TOKENS_ACCELERATOR, MIN_PIECE_TOKENS_CPU, cuts
 from understudy.rollouts.readings import Reading
 from understudy.rollouts.sampler import Choose
 
@@ -29,11 +34,27 @@ _MASK_AHEAD = 64
 """Steps for which the mask of padding is made at once."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Some rows of a batch, read side by side: row row_K of the batch is row source_K of what was read."""
+
+    row_K: Tensor
+    source_K: Tensor
+    hidden_UTD: Tensor
+    cache: GrowingCache
+
+    def places(self, lengths: Sequence[int]) -> list[Place]:
+        """Where its rows are, if row b of the batch goes on behind its first `lengths[b]` tokens."""
+        pairs = zip(self.row_K.tolist(), self.source_K.tolist(), strict=True)
+        return [Place(row, source, lengths[row]) for row, source in pairs]
+
+
 class HFDecoder:
     """One batch of growing prefixes. The model must be in evaluation mode (see `evaluating`).
 
-    Prompts are filled on the right for their one forward, where a causal mask hides the filling at no cost, and the
-    cache then moves every row to the right, where its next token goes.
+    What is given at the start, prompts and drafts, is read in pieces of like length, equal rows once. There rows are filled
+    on the right, where a causal mask hides the filling at no cost; one cache then takes them all, moved to the right, where
+    their next tokens go.
     """
 
     def __init__(
@@ -56,8 +77,10 @@ class HFDecoder:
         self._set_lengths([])
         windows = {layer.window for layer in self.cache.own_layers}
         self._window = min((w for w in windows if w is not None), default=None)
+        # Models with attention of their own may read more out of [B, columns] than what is hidden: ALiBi reads positions.
         self._adds_mask = (
             len(windows) == 1
+            and inner_model(model)._supports_attention_backend
             and self.config._attn_implementation in ("sdpa", "eager")
             and getattr(self.config, "attention_chunk_size", None) is None
         )
@@ -65,19 +88,12 @@ class HFDecoder:
     @torch.no_grad()
     def start(self, prompts: Sequence[Prompt]) -> Tensor:
         self._check_prompts(prompts)
-        place_of: dict[tuple[int, ...], int] = {}
-        place_B = [place_of.setdefault(p.token_ids, len(place_of)) for p in prompts]
-        distinct = list(place_of)
-        lengths = [len(r) for r in distinct]
-        hidden_UTD = self._read(distinct)
-        last_U = torch.tensor(lengths, device=self.device) - 1
-        logp_UV = self._logp(hidden_UTD[torch.arange(len(distinct), device=self.device), last_U])
-        self._cut(lengths, hidden_UTD.shape[1])
-        if len(distinct) == len(prompts):
-            return logp_UV
-        place = torch.tensor(place_B, device=self.device)
-        self.keep(place)
-        return logp_UV[place]
+        lengths = [len(p.token_ids) for p in prompts]
+        length_B = torch.tensor(lengths, device=self.device)
+        pieces = self._read([p.token_ids for p in prompts], keeps_graph=False)
+        laws = [self._last_laws(piece, length_B) for piece in pieces]
+        self._fill(pieces, lengths)
+        return _in_order(pieces, laws)
 
     @torch.no_grad()
     def follow(
@@ -92,26 +108,21 @@ class HFDecoder:
         Returns:
             accepted_B, how many leading tokens of the draft were chosen; token_BT and logp_BT [B, longest draft + 1],
             what was chosen and its log-probability, good for t <= accepted_b. The token at accepted_b is the row's
-            next: the following `step` takes it. A draft is cut where the model's context ends.
+            next: the following `step` takes it. A draft is cut where the model's context ends, and before an id that
+            is no token of the student.
         """
         self._check_prompts(prompts)
         lengths = [len(p.token_ids) for p in prompts]
-        room = [
-            len(d) if self.context is None else self.context - n for d, n in zip(drafts, lengths, strict=True)
-        ]
-        drafts = [tuple(d[:n]) for d, n in zip(drafts, room, strict=True)]
+        drafts = [self._readable(d, n) for d, n in zip(drafts, lengths, strict=True)]
         row_ids = [(*p.token_ids, *d) for p, d in zip(prompts, drafts, strict=True)]
-        if self.readings is None:
-            hidden_BTD = self._read(row_ids)
-        else:
-            with torch.enable_grad():
-                hidden_BTD = self._read(row_ids)
-            self.readings.append(Reading(row_ids, hidden_BTD))
-            hidden_BTD = hidden_BTD.detach()
+        pieces = self._read(row_ids, keeps_graph=self.readings is not None)
         length_B = torch.tensor(lengths, device=self.device)
-        accepted_B, token_BT, logp_BT = self._verify(hidden_BTD, length_B, drafts, choose)
-        kept = [n + a for n, a in zip(lengths, accepted_B.tolist(), strict=True)]
-        self._cut(kept, hidden_BTD.shape[1])
+        last_B = torch.tensor([len(d) for d in drafts], device=self.device)
+        size = max(map(len, drafts)) + 1
+        draft_BT = torch.tensor([[*d, *(-1,) * (size - len(d))] for d in drafts], device=self.device)
+        found = [self._verify(piece, length_B, last_B, draft_BT, choose) for piece in pieces]
+        accepted_B, token_BT, logp_BT = (_in_order(pieces, part) for part in zip(*found, strict=True))
+        self._fill(pieces, (length_B + accepted_B).tolist())
         return accepted_B, token_BT, logp_BT
 
     @torch.no_grad()
@@ -122,7 +133,7 @@ class HFDecoder:
                 "long prompts (task.max_prompt_tokens)."
             )
         position_B1 = self._length_B[:, None] if self._is_ragged else self._length_B[:1, None]
-        hidden_B1D = self._forward(token_B[:, None], self._mask(), position_B1)
+        hidden_B1D = self._forward(token_B[:, None], self._mask(), position_B1, self.cache)
         self._length_B = self._length_B + 1
         self._longest += 1
         return self._logp(hidden_B1D[:, 0])
@@ -147,48 +158,92 @@ class HFDecoder:
                 "Drop it, or lower task.max_prompt_tokens."
             )
 
-    def _read(self, rows: Sequence[tuple[int, ...]]) -> Tensor:
-        """Hidden states [rows, longest, D] of these rows, filled on the right; the cache then holds the filling, too."""
-        longest = max(map(len, rows))
-        token_BT = torch.tensor([[*row, *(0,) * (longest - len(row))] for row in rows], device=self.device)
-        self.cache = GrowingCache(self.config)
-        return self._forward(token_BT, None, None)
+    def _readable(self, draft: Sequence[int], prompt_length: int) -> tuple[int, ...]:
+        """What of a draft the model can read, and could have written."""
+        room = len(draft) if self.context is None else self.context - prompt_length
+        vocab = self.head.weight_VD.shape[0]
+        return tuple(itertools.takewhile(lambda token: 0 <= token < vocab, draft[:room]))
 
-    def _cut(self, lengths: list[int], num_columns: int) -> None:
-        """Forget what follows the first `lengths[b]` of the columns just read, and move every row to the right."""
-        if min(lengths) < num_columns:
-            unused_B = num_columns - torch.tensor(lengths, device=self.device)
-            self.cache.align(unused_B, max(lengths))
+    def _read(self, row_ids: Sequence[tuple[int, ...]], *, keeps_graph: bool) -> list[_Piece]:
+        """Hidden states and caches of these rows: equal ones read once, those of like length side by side.
+
+        `keeps_graph`: with a graph behind the hidden states, which `readings` then holds.
+        """
+        places_of: dict[tuple[int, ...], list[int]] = {}
+        for place, ids in enumerate(row_ids):
+            places_of.setdefault(ids, []).append(place)
+        by_length = sorted(places_of, key=len)
+        is_cpu = self.device.type == "cpu"
+        pieces, start = [], 0
+        for end in cuts(
+            [len(ids) for ids in by_length], MIN_PIECE_TOKENS_CPU if is_cpu else MIN_PIECE_TOKENS_ACCELERATOR
+        ):
+            # Within a piece the order is that of the batch: a batch read at once then is its own cache.
+            distinct = sorted(by_length[start:end], key=lambda ids: places_of[ids][0])
+            row_K = [place for ids in distinct for place in places_of[ids]]
+            source_K = [u for u, ids in enumerate(distinct) for _ in places_of[ids]]
+            with torch.set_grad_enabled(keeps_graph):
+                cache = GrowingCache(self.config)
+                hidden_UTD = self._forward(_filled(distinct, self.device), None, None, cache)
+            if keeps_graph:
+                assert self.readings is not None
+                self.readings.append(Reading(distinct, hidden_UTD))
+            row_K, source_K = (torch.tensor(x, device=self.device) for x in (row_K, source_K))
+            pieces.append(_Piece(row_K, source_K, hidden_UTD.detach(), cache))
+            start = end
+        return pieces
+
+    def _last_laws(self, piece: _Piece, length_B: Tensor) -> Tensor:
+        """The law after each row of a piece, all of which was read; rows that were read once are projected once."""
+        last_U = torch.empty(len(piece.hidden_UTD), dtype=torch.long, device=self.device)
+        last_U[piece.source_K] = length_B[piece.row_K] - 1
+        row_U = torch.arange(len(last_U), device=self.device)
+        return self._logp(piece.hidden_UTD[row_U, last_U])[piece.source_K]
+
+    def _fill(self, pieces: list[_Piece], lengths: list[int]) -> None:
+        """Go on behind the first `lengths[b]` tokens of every row that was read, and forget what follows them."""
+        (first, *others) = pieces
+        is_whole = not others and len(first.hidden_UTD) == len(lengths)
+        if is_whole and min(lengths) == first.hidden_UTD.shape[1]:
+            self.cache = first.cache
+        else:
+            read = [(piece.cache, piece.places(lengths)) for piece in pieces]
+            self.cache = GrowingCache(self.config)
+            self.cache.fill(read, len(lengths), max(lengths))
         self._set_lengths(lengths)
 
     def _verify(
-        self, hidden_BTD: Tensor, length_B: Tensor, drafts: Sequence[tuple[int, ...]], choose: Choose
+        self, piece: _Piece, length_B: Tensor, last_B: Tensor, draft_BT: Tensor, choose: Choose
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See `follow`. Hidden states of prompt + draft; the law of response token t comes from place length + t - 1."""
-        size = max(map(len, drafts)) + 1
-        draft_BT = torch.tensor([[*d, *(-1,) * (size - len(d))] for d in drafts], device=self.device)
-        last_B = torch.tensor([len(d) for d in drafts], device=self.device)
-        token_BT = torch.zeros_like(draft_BT)
-        logp_BT = torch.zeros(draft_BT.shape, device=self.device)
+        """See `follow`, for the rows of a piece; the law of response token t comes from place length + t - 1."""
+        length_K, last_K, draft_KT = length_B[piece.row_K], last_B[piece.row_K], draft_BT[piece.row_K]
+        size = draft_KT.shape[1]
+        token_KT, agrees_KT = torch.zeros_like(draft_KT), torch.zeros_like(draft_KT, dtype=torch.bool)
+        on_draft_K = torch.ones_like(last_K, dtype=torch.bool)
         t_T = torch.arange(size, device=self.device)
-        agrees_BT = torch.zeros_like(draft_BT, dtype=torch.bool)
-        on_draft_B = torch.ones_like(last_B, dtype=torch.bool)
+        tile = max(1, _TILE // self.head.weight_VD.shape[0])
+        places, logps = [], []
         start, stop = 0, _FIRST_PLACES
         while start < size:
-            asked_BT = on_draft_B[:, None] & (t_T <= last_B[:, None]) & (t_T >= start) & (t_T < stop)
-            row_N, t_N = asked_BT.nonzero(as_tuple=True)
+            asked_KT = on_draft_K[:, None] & (t_T <= last_K[:, None]) & (t_T >= start) & (t_T < stop)
+            row_N, t_N = asked_KT.nonzero(as_tuple=True)
             if len(row_N) == 0:
                 break
-            tile = max(1, _TILE // self.head.weight_VD.shape[0])
             for row_n, t_n in zip(row_N.split(tile), t_N.split(tile), strict=True):
-                logp_nV = self._logp(hidden_BTD[row_n, length_B[row_n] + t_n - 1])
-                token_n = choose(logp_nV, row_n, t_n)
-                token_BT[row_n, t_n] = token_n
-                logp_BT[row_n, t_n] = logp_nV.gather(-1, token_n[:, None])[:, 0]
-            agrees_BT = token_BT == draft_BT
-            on_draft_B = agrees_BT[:, :stop].all(dim=1)
+                source_n = piece.source_K[row_n]
+                logp_nV = self._logp(piece.hidden_UTD[source_n, length_K[row_n] + t_n - 1])
+                token_n = choose(logp_nV, piece.row_K[row_n], t_n)
+                token_KT[row_n, t_n] = token_n
+                places.append((row_n, t_n))
+                logps.append(logp_nV.gather(-1, token_n[:, None])[:, 0])
+            agrees_KT = token_KT == draft_KT
+            on_draft_K = agrees_KT[:, :stop].all(dim=1)
             start, stop = stop, 2 * stop
-        return agrees_BT.long().cumprod(dim=1).sum(dim=1), token_BT, logp_BT
+        logp_N = torch.cat(logps)
+        row_N, t_N = (torch.cat(part) for part in zip(*places, strict=True))
+        logp_KT = logp_N.new_zeros(token_KT.shape)
+        logp_KT[row_N, t_N] = logp_N
+        return agrees_KT.long().cumprod(dim=1).sum(dim=1), token_KT, logp_KT
 
     def _mask(self) -> Tensor | None:
         """What hides the columns left of each row in a step; None where nothing needs hiding.
@@ -209,22 +264,36 @@ class HFDecoder:
         seen = min(columns, self._window) if self._window and self._adds_mask else columns
         return self._padding[..., columns - seen : columns]
 
-    def _forward(self, token_BT: Tensor, mask: Tensor | None, position_BT: Tensor | None) -> Tensor:
+    def _forward(
+        self, token_BT: Tensor, mask: Tensor | None, position_BT: Tensor | None, cache: GrowingCache
+    ) -> Tensor:
         with self._precision():
             return self.backbone(
                 input_ids=token_BT,
                 attention_mask=mask,
                 position_ids=position_BT,
-                past_key_values=self.cache,
+                past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
 
     def _logp(self, hidden_ND: Tensor) -> Tensor:
         with self._precision():
-            return self.head.logits(hidden_ND).float().log_softmax(dim=-1)
+            return wide_log_softmax(self.head.logits(hidden_ND))
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, enabled=False) if self.ignores_autocast else nullcontext()
+
+
+def _filled(row_ids: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
+    """Token ids [rows, longest], filled on the right."""
+    longest = max(map(len, row_ids))
+    return torch.tensor([[*ids, *(0,) * (longest - len(ids))] for ids in row_ids], device=device)
+
+
+def _in_order(pieces: Sequence[_Piece], found: Sequence[Tensor]) -> Tensor:
+    """What was found for the rows of each piece, by row of the batch."""
+    row_B = torch.cat([piece.row_K for piece in pieces])
+    return torch.cat(list(found))[row_B.argsort()]
 
 
 class evaluating:  # noqa: N801 - a context manager reads as a phrase

@@ -9,6 +9,7 @@ B rows read, T tokens of the longest, D width.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,16 +31,14 @@ class Reading:
 
     def places(self, trajectories: Sequence[Trajectory]) -> list[int | None]:
         """The row that begins with all tokens of each trajectory but the last; None where there is none."""
-        rows_by_start: dict[int, dict[tuple[int, ...], int]] = {}
+        # In the order of a dictionary the rows that begin alike are neighbours, and the beginning itself comes first.
+        ordered = sorted((ids, row) for row, ids in enumerate(self.row_ids))
         found: list[int | None] = []
         for trajectory in trajectories:
             needed = (trajectory.prompt.token_ids + trajectory.response_ids)[:-1]
-            size = len(needed)
-            if size not in rows_by_start:
-                rows_by_start[size] = {
-                    ids[:size]: row for row, ids in enumerate(self.row_ids) if len(ids) >= size
-                }
-            found.append(rows_by_start[size].get(needed))
+            place = bisect_left(ordered, (needed,))
+            is_found = place < len(ordered) and ordered[place][0][: len(needed)] == needed
+            found.append(ordered[place][1] if is_found else None)
         return found
 
     def pays(self, trajectories: Sequence[Trajectory]) -> bool:

@@ -18,7 +18,8 @@ from understudy.records import Finish, Prompt
 from understudy.rollouts.draws import draw
 
 _COMPACT_BELOW = 0.75
-"""Finished rows leave the batch once fewer than this share of it is still writing (copying the cache has a price)."""
+"""Finished rows leave the batch once fewer than this share of it is still writing (copying the cache has a price), or one of
+them is the longest: everybody else's attention runs over its columns, and it would reach the model's last position first."""
 
 
 class Decoder(Protocol):
@@ -94,8 +95,8 @@ def sample_all(
     """`sample` for any number of prompts, at most `batch_size` side by side, each with a fresh decoder.
 
     `names[i]` is the random stream of prompts[i], `drafts[i]` a guess of its response. Neighbours in length share a
-    batch, so that little padding is computed; the order of the result is that of the prompts, and neither order nor
-    batches change the tokens.
+    batch, so that little padding is computed; the order of the result is that of the prompts. Order and batches change the
+    tokens by rounding alone, as drafts do (see `sample`).
     """
     count = limits.max_new_tokens
     is_drawn = expert is not None or temperature > 0
@@ -138,13 +139,18 @@ def sample(
 ) -> list[Response]:
     """Let the student, the expert, or both token by token, write a response to every prompt.
 
+    Neither drafts nor the others of the batch change the law a token is drawn from, nor the number it is drawn with. What
+    they change is the order of sums, hence rounding, and a token changes where the choice hangs on that: next to never with
+    laws in float32, often in half precision, where log-probabilities move by hundredths (bfloat16 autocast). The law stays
+    the model's up to that rounding; token for token the same is what to expect of float32 and wider.
+
     Args:
         uniform_BT: [B, max_new_tokens] in [0, 1), one number for each token that may be drawn. Row b depends on the
-            trajectory alone (see `randomness`), so the tokens do not depend on who else is in the batch.
+            trajectory alone (see `randomness`), not on who else is in the batch.
         temperature: of the student's draws; 0 is greedy. The expert always speaks its own law at temperature 1.
         expert_writes_BT: [B, max_new_tokens] bool, who writes which token; needed when both are given.
-        drafts: a guess of each response, empty where there is none. It saves time where it is right and changes no
-            token (see `rollouts.drafts`). Not looked at unless the student writes alone and can follow.
+        drafts: a guess of each response, empty where there is none. It saves time where it is right and is replaced
+            where it is wrong (see `rollouts.drafts`). Not looked at unless the student writes alone and can follow.
         is_coupled: draw so that a law a little different draws the same token from the same number mostly (`draws.race`).
     Returns:
         one response a prompt, in their order.
@@ -172,7 +178,7 @@ def sample(
     else:
         laws = [writer.start(prompts) for writer in writers]
         row_B = torch.arange(len(prompts), device=laws[0].device)
-        _write_on(pen, book, row_B, torch.zeros_like(row_B), laws)
+        _write_on(pen, book, prompts, row_B, torch.zeros_like(row_B), laws)
     return book.responses()
 
 
@@ -219,8 +225,11 @@ class _Pen:
         return token_B, torch.where(by_expert_B, logps[1], logps[0]), ~by_expert_B
 
 
-def _write_on(pen: _Pen, book: _Book, row_B: Tensor, at_B: Tensor, laws: list[Tensor]) -> None:
+def _write_on(
+    pen: _Pen, book: _Book, prompts: Sequence[Prompt], row_B: Tensor, at_B: Tensor, laws: list[Tensor]
+) -> None:
     """Token by token until every response has ended. `at_B`: the response position whose law is at hand."""
+    prompt_B = torch.tensor([len(p.token_ids) for p in prompts], device=row_B.device)[row_B]
     furthest = int(at_B.max())
     while True:
         token_B, logp_B, is_student_B = pen.next(laws, row_B, at_B)
@@ -228,12 +237,15 @@ def _write_on(pen: _Pen, book: _Book, row_B: Tensor, at_B: Tensor, laws: list[Te
         if not book.is_open.any():
             return
         at_B, furthest = at_B + 1, furthest + 1
-        # No idle row may grow beyond the longest response: its model need not have a position for one token more.
-        if furthest == book.limits.max_new_tokens or going_B.float().mean() < _COMPACT_BELOW:
+        # No idle row may be the longest, nor its response too long: its model need not have a position for one token more.
+        size_B = prompt_B + at_B
+        is_longest = size_B.max() > size_B.where(going_B, 0).max()
+        is_too_long = furthest == book.limits.max_new_tokens
+        if is_longest or is_too_long or going_B.float().mean() < _COMPACT_BELOW:
             kept = going_B.nonzero()[:, 0]
             for writer in pen.writers:
                 writer.keep(kept)
-            row_B, token_B, at_B = row_B[kept], token_B[kept], at_B[kept]
+            row_B, prompt_B, token_B, at_B = row_B[kept], prompt_B[kept], token_B[kept], at_B[kept]
             furthest = int(at_B.max())
         laws = [writer.step(token_B) for writer in pen.writers]
 
@@ -254,7 +266,7 @@ def _follow(
         student.keep(row_B)
     at_B = accepted_B[row_B]
     law_BV = student.step(token_BT[row_B, at_B])
-    _write_on(pen, book, row_B, at_B + 1, [law_BV])
+    _write_on(pen, book, prompts, row_B, at_B + 1, [law_BV])
 
 
 def worth_reading(draft: Sequence[int], limits: Limits) -> tuple[int, ...]:

@@ -38,8 +38,7 @@ def run_rounds(s: Setup, progress: Progress, pool: list[Trajectory]) -> tuple[st
     while progress.step < s.recipe.train.steps:
         with clock.phase("collect"), evaluating(s.model), s.accelerator.autocast():
             fresh = collect(s.sources, s.method.prefixes, s.options, _this_round(s, progress))
-        book = s.sources.drafts
-        drafted = DraftCounts() if book is None else book.take_counts("rollout")
+        drafted = _drafted(s, "rollout")
         if isinstance(s.sources.offline, OfflineData):
             for number, seconds in s.sources.offline.take_costs().items():
                 if number > progress.paid_block:
@@ -124,11 +123,18 @@ def _replayed(s: Setup, progress: Progress, pool: Sequence[Trajectory]) -> list[
 def _evaluate(s: Setup, progress: Progress, clock: Clock) -> Evaluation:
     with clock.phase("evaluate"):
         evaluation = s.evaluate()
+    drafted = _drafted(s, "evaluate")
     measured = {name: found.value for name, found in evaluation.metrics.items()}
     s.accelerator.log(measured, step=progress.total_steps)
-    s.journal.write(
-        "metrics", {"kind": "eval", "stage": s.stage, **_counters(progress), **evaluation.to_json()}
-    )
+    record = {
+        "kind": "eval",
+        "stage": s.stage,
+        **_counters(progress),
+        **evaluation.to_json(),
+        "draft_acceptance_rate": drafted.acceptance_rate,
+        "drafted_rate": drafted.drafted_rate,
+    }
+    s.journal.write("metrics", record)
     for shown in evaluation.rollouts:
         s.journal.write("trajectories", {"step": progress.total_steps, **shown})
     best = s.recipe.evaluate.best_metric
@@ -139,6 +145,10 @@ def _evaluate(s: Setup, progress: Progress, clock: Clock) -> Evaluation:
             _save(s, s.folder / "best", clock)
     s.report(progress, evaluation)
     return evaluation
+
+
+def _drafted(s: Setup, use: str) -> DraftCounts:
+    return DraftCounts() if s.sources.drafts is None else s.sources.drafts.take_counts(use)
 
 
 def _counters(progress: Progress) -> dict[str, Any]:

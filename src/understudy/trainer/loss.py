@@ -5,12 +5,14 @@ B sequences, T positions, N gated positions in row-major order, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from understudy.errors import TrainingError
 from understudy.experts.expert import Expert
 from understudy.methods import Method, Objective
 from understudy.models import head_of, hidden_states
@@ -87,6 +89,32 @@ def _uniform(batch: TrainBatch, gate_BT: Tensor, seed: int) -> Tensor:
     return uniform_BT.to(gate_BT.device)[gate_BT]
 
 
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`torch.compile` with one clear sentence where it fails. Only for training: decoding token by token is slower compiled.
+
+    Raises:
+        TrainingError: at the first call, where nothing on this machine can compile.
+    """
+    # Imported here: it takes seconds.
+    from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+
+    # Lengths differ from batch to batch: without `dynamic` each would be compiled anew.
+    compiled = torch.compile(function, dynamic=True)
+
+    def call(*args: Any) -> Tensor:
+        try:
+            return compiled(*args)
+        except TorchDynamoException as error:
+            cause = error.inner_exception if isinstance(error, BackendCompilerFailed) else error
+            reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+            raise TrainingError(
+                f"train.compile = true, but the student could not be compiled ({reason}). Install a C++ compiler (on a "
+                "GPU Triton, too), or set train.compile = false."
+            ) from error
+
+    return call
+
+
 class StudentLoss(nn.Module):
     """The student and its loss in one forward pass.
 
@@ -98,9 +126,7 @@ class StudentLoss(nn.Module):
         super().__init__()
         self.model = model
         self.vocab_size = vocab_size
-        # Lengths differ from batch to batch: without `dynamic` each would be compiled anew. Only this pass: decoding one
-        # token at a time is slower compiled.
-        self.hidden_states = torch.compile(hidden_states, dynamic=True) if is_compiled else hidden_states
+        self.hidden_states = _compiled(hidden_states) if is_compiled else hidden_states
 
     def forward(
         self,

@@ -13,35 +13,32 @@ from torch import Tensor
 from understudy.errors import TrainingError
 from understudy.objectives.weights import uniform_weight
 from understudy.records import TrainBatch, Trajectory
+from understudy.rollouts.pieces import MIN_PIECE_TOKENS_ACCELERATOR, MIN_PIECE_TOKENS_CPU
+from understudy.trainer.budget import within_budget
 from understudy.trainer.checkpoint import Progress
-from understudy.trainer.collate import (
-    MIN_PIECE_TOKENS_ACCELERATOR,
-    MIN_PIECE_TOKENS_CPU,
-    by_length,
-    collate,
-    micro_batches,
-)
+from understudy.trainer.collate import by_length, collate, micro_batches
 from understudy.trainer.loss import gate_of, label
 from understudy.trainer.schedule import learning_rate_at
 from understudy.trainer.setup import Clock, Setup
 
 MAX_OVERFLOWED_STEPS = 20
 """In a row, with fp16: the scaler halves its factor at each, so more of them are no matter of scale."""
-_FREE_TO_SPLIT = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+FREE_TO_SPLIT = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 """Where processes may differ in their number of forward passes; sharded weights are gathered by all at each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What one optimiser step did, over all processes."""
+    """What one optimiser step did, over all processes; `padding_rate` and `read_rate` in the main process."""
 
     loss_nats: float
     grad_norm: float
     learning_rate: float
     trained_tokens: int
     padding_rate: float
+    """Share of the cells of the batches that was padding."""
     read_rate: float
-    """Share of the tokens whose forward pass was the one that had checked their drafts, in the main process."""
+    """Share of the tokens whose forward pass was the one that had checked their drafts."""
 
 
 def optimizer_step(
@@ -104,18 +101,20 @@ class _Piece:
 
 
 def _pieces(s: Setup, trajectories: Sequence[Trajectory]) -> list[_Piece]:
-    device, size = s.accelerator.device, s.recipe.train.micro_batch_size
+    device, train = s.accelerator.device, s.recipe.train
     if not trajectories:
         # A process that has nothing to train on must still take part in the exchange of gradients: one token, gate shut.
         return [_Piece(collate([_placeholder(s)], device))]
     read, rest = _already_read(s, trajectories)
     if not rest:
         return read
-    if size is not None or s.accelerator.distributed_type not in _FREE_TO_SPLIT:
-        parts = micro_batches(rest, size)
+    if train.micro_batch_size is not None or s.accelerator.distributed_type not in FREE_TO_SPLIT:
+        parts = micro_batches(rest, train.micro_batch_size)
     else:
         is_cpu = device.type == "cpu"
         parts = by_length(rest, MIN_PIECE_TOKENS_CPU if is_cpu else MIN_PIECE_TOKENS_ACCELERATOR)
+    if train.micro_batch_tokens is not None:
+        parts = within_budget(parts, train.micro_batch_tokens)
     return read + [_Piece(collate(part, device)) for part in parts]
 
 
