@@ -145,9 +145,9 @@ def assert_falls_back(monkeypatch):
 def test_without_a_compiler_it_runs_uncompiled(monkeypatch):
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("/no/such/compiler",))
-    monkeypatch.setattr(config, "force_disable_caches", True)
-    assert_falls_back(monkeypatch)
+    # Not monkeypatch: undoing it there deletes the setting.
+    with config.patch({"cpp.cxx": ("/no/such/compiler",), "force_disable_caches": True}):
+        assert_falls_back(monkeypatch)
 
 
 def test_without_triton_it_runs_uncompiled(monkeypatch):
