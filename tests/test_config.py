@@ -179,8 +179,8 @@ SOFT = {"law": "temperature", "temperature": 4.0}
             r"compare\.overrides\.kd names no entry",
         ),
         (
-            {"compare": {"methods": ["sft"], "overrides": {"sft": {"task.length": 3}}}},
-            r"compare\.overrides\.sft may set .*, not task\.length",
+            {"compare": {"methods": ["sft"], "overrides": {"sft": {"student.tokenizer": "a"}}}},
+            r"compare\.overrides\.sft may set .*, not student\.tokenizer",
         ),
         ({"compare": {"methods": ["sfft"]}}, r"'sfft' is not a method\. Did you mean sft"),
         (

@@ -13,7 +13,9 @@ from understudy.resolved import expansion, resolved_recipe, to_toml
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 scalars = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | texts
-values = scalars | st.lists(scalars, max_size=3)
+values = scalars | st.lists(
+    scalars | st.dictionaries(texts, scalars | st.lists(scalars, max_size=2), max_size=2), max_size=3
+)
 tables = st.recursive(
     st.dictionaries(texts, values, max_size=3),
     lambda inner: st.dictionaries(texts, values | inner, max_size=3),
@@ -49,7 +51,7 @@ def test_the_resolved_recipe_is_the_same_recipe(tmp_path):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_spelt_out(name):
-    recipe = recipe_from_table(TABLE, {"method": {"name": name}})
+    recipe = recipe_from_table(TABLE, {"method": {"name": name}, "train.samples_per_prompt": 2})
     row = METHODS[name]
     line = expansion(recipe)
     assert row.prefixes.text in line

@@ -15,10 +15,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from understudy.comparison import compare
     from understudy.config import load_recipe
+    from understudy.discrepancy import compare_responses
     from understudy.doctor import examine
     from understudy.laboratory import run_theory
     from understudy.measure import evaluate_checkpoint
     from understudy.methods import METHODS
+    from understudy.pessimism import choose_pessimism
     from understudy.reports.page import write_report
     from understudy.run import RunResult, train
     from understudy.schema import Recipe
@@ -28,7 +30,9 @@ _HOMES = {
     "METHODS": "understudy.methods",
     "Recipe": "understudy.schema",
     "RunResult": "understudy.run",
+    "choose_pessimism": "understudy.pessimism",
     "compare": "understudy.comparison",
+    "compare_responses": "understudy.discrepancy",
     "evaluate_checkpoint": "understudy.measure",
     "examine": "understudy.doctor",
     "load_recipe": "understudy.config",
@@ -44,7 +48,9 @@ __all__ = [
     "Recipe",
     "RunResult",
     "__version__",
+    "choose_pessimism",
     "compare",
+    "compare_responses",
     "evaluate_checkpoint",
     "examine",
     "load_recipe",

@@ -9,6 +9,7 @@ from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from understudy.config import placed
 from understudy.errors import ConfigError, ModelError
 from understudy.experts.expert import Expert, OracleExpert
 from understudy.experts.local import load_local_expert
@@ -23,9 +24,32 @@ from understudy.models import (
     new_model,
     output_size,
 )
-from understudy.schema import Gsm8kTask, JsonlTask, ModularAdditionTask, Recipe
-from understudy.tasks import SPLITS, Gsm8k, ModularAddition, TextEncoder
+from understudy.schema import (
+    CountdownTask,
+    Gsm8kTask,
+    JsonlTask,
+    MixtureTask,
+    ModularAdditionTask,
+    Recipe,
+    SortingTask,
+    TaskConfig,
+    is_text,
+)
+from understudy.tasks import SPLITS, Countdown, Gsm8k, Mixture, ModularAddition, Part, Sorting, TextEncoder
 from understudy.tasks import JsonlTask as JsonlTaskImpl
+from understudy.tasks.countdown import (
+    CompactFormat,
+    Generator,
+    Range,
+    Rows,
+    ThinkFormat,
+    TraceSettings,
+    compact_format,
+    make_rows,
+    read_dataset,
+    read_file,
+    read_folder,
+)
 from understudy.tasks.task import Task
 
 
@@ -58,6 +82,7 @@ def build(
     Raises:
         ConfigError, DataError, ModelError: one sentence on what does not fit.
     """
+    recipe = placed(recipe)
     tokenizer = build_tokenizer(recipe)
     eos_ids = generation_eos_ids(recipe.student.checkpoint)
     task = task or build_task(recipe, tokenizer, eos_ids)
@@ -100,7 +125,7 @@ def device_of(recipe: Recipe) -> torch.device:
 
 def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase | None:
     """The student's tokenizer; None for tasks of bare token ids."""
-    if isinstance(recipe.task, ModularAdditionTask):
+    if not is_text(recipe.task):
         return None
     source = recipe.student.tokenizer or recipe.student.checkpoint
     if source is None:
@@ -113,9 +138,28 @@ def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase | None:
 
 def build_task(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, eos_ids: frozenset[int]) -> Task:
     """The task of a recipe."""
-    config = recipe.task
+    return task_from(recipe.task, tokenizer, eos_ids)
+
+
+def task_from(config: TaskConfig, tokenizer: PreTrainedTokenizerBase | None, eos_ids: frozenset[int]) -> Task:
+    """The task of a table of settings."""
     if isinstance(config, ModularAdditionTask):
         return ModularAddition(modulus=config.modulus, length=config.length, seed=config.seed)
+    if isinstance(config, SortingTask):
+        return Sorting(
+            min_length=config.min_length,
+            max_length=config.max_length,
+            max_number=config.max_number,
+            seed=config.seed,
+        )
+    if isinstance(config, MixtureTask):
+        parts = (
+            Part(name=p.name or p.task.kind, task=task_from(p.task, tokenizer, eos_ids), share=p.share)
+            for p in config.parts
+        )
+        return Mixture(parts=tuple(parts))
+    if isinstance(config, CountdownTask):
+        return _countdown(config, tokenizer, eos_ids)
     assert tokenizer is not None
     encoder = TextEncoder(
         tokenizer=tokenizer,
@@ -150,6 +194,55 @@ def build_task(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, eos_id
     )
 
 
+def _countdown(
+    config: CountdownTask, tokenizer: PreTrainedTokenizerBase | None, eos_ids: frozenset[int]
+) -> Countdown:
+    traces = TraceSettings(
+        style=config.trace,
+        max_tries=config.max_tries,
+        smart=config.smart,
+        give_up=config.give_up,
+        must_solve=config.must_solve,
+        max_value=config.max_value,
+    )
+    source = _puzzles(config)
+    written: CompactFormat | ThinkFormat
+    if config.format == "compact":
+        written = compact_format(source, traces, config.max_new_tokens)
+    else:
+        assert tokenizer is not None
+        encoder = TextEncoder(
+            tokenizer=tokenizer,
+            max_prompt_tokens=config.max_prompt_tokens,
+            max_new_tokens=1024 if config.max_new_tokens is None else config.max_new_tokens,
+            stop_strings=config.stop_strings,
+            extra_eos_ids=tuple(sorted(eos_ids)),
+            end_token=config.end_token,
+        )
+        written = ThinkFormat(encoder=encoder)
+    return Countdown(source=source, format=written, traces=traces)
+
+
+def _puzzles(config: CountdownTask) -> Generator | Rows:
+    if config.path is None and config.dataset is None:
+        return Generator(
+            operands=config.operands,
+            max_number=config.max_number,
+            max_target=config.max_target,
+            seed=config.seed,
+            excluded=frozenset(puzzle.content for file in config.exclude for puzzle in read_file(file)),
+            outside=None if config.outside is None else Range(**vars(config.outside)),
+        )
+    if config.path is not None:
+        found = read_folder(config.path)
+    else:
+        assert config.dataset is not None
+        found = read_dataset(config.dataset, config.train_rows, config.test_rows)
+    return make_rows(
+        found, seed=config.seed, validation_rows=config.validation_rows, validation=config.validation
+    )
+
+
 def build_student(
     recipe: Recipe, vocab_size: int, eos_ids: frozenset[int], checkpoint: str | None = None
 ) -> nn.Module:
@@ -175,14 +268,24 @@ def check_context(recipe: Recipe, model: nn.Module, task: Task, who: str = "stud
     """
     context = context_length(model)
     longest = recipe.train.max_new_tokens or task.max_new_tokens
-    prompt = getattr(recipe.task, "max_prompt_tokens", None)
-    if isinstance(recipe.task, ModularAdditionTask):
-        prompt = recipe.task.length + 1
+    prompt = _longest_prompt(recipe.task, task)
     if context is not None and prompt is not None and prompt + longest > context:
         raise ConfigError(
             f"prompts of up to {prompt} tokens and responses of up to {longest} do not fit the {who}'s context of {context}. "
             "Lower task.max_prompt_tokens or max_new_tokens."
         )
+
+
+def _longest_prompt(config: TaskConfig, task: Task) -> int | None:
+    """Tokens of the longest prompt there can be; None for an own task in the place of one that would say so."""
+    if isinstance(task, Countdown | Sorting):
+        return task.max_prompt_tokens
+    if isinstance(task, Mixture) and isinstance(config, MixtureTask):
+        pairs = zip(config.parts, task.parts, strict=True)
+        return max((_longest_prompt(of.task, part.task) or 0 for of, part in pairs), default=0)
+    if isinstance(config, ModularAdditionTask):
+        return config.length + 1
+    return config.max_prompt_tokens if isinstance(config, JsonlTask | Gsm8kTask) else None
 
 
 def check_ids(task: Task, vocab_size: int) -> None:

@@ -8,6 +8,7 @@ import shlex
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from understudy.files import write_json
 from understudy.progress import bars
 from understudy.reports.folders import load_compare
 from understudy.reports.tables import compare_rows
-from understudy.run import OwnParts, claim_folder, finished_run, make_expert
+from understudy.run import OwnParts, claim_folder, finished_run
 from understudy.schema import Recipe
+from understudy.stages import Role, missing_stages, require_one_recipe
 from understudy.tasks.task import Task
 from understudy.worker import Worker, WorkerDiedError, job_of, run_job
 
@@ -37,7 +39,10 @@ class _Job:
     seed: int
     recipe: Recipe
     folder: Path
-    needs: _Job | None = None
+    begins_with: _Job | None = None
+    """The warm start whose student this run goes on with."""
+    needs: Sequence[_Job] = ()
+    """Runs that must have ended before this one begins."""
     stage: str = "main"
     status: str = "pending"
     error: str | None = None
@@ -62,6 +67,9 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Run every method of `recipe.compare` with every seed and say how they did.
 
+    What the cells begin with or imitate and a recipe makes (`student.recipe`, `expert.recipe`) is trained first where it is
+    not there yet: once for all the cells that ask for it, in the folder they name, without the objects given here.
+
     Args:
         out: the folder of the comparison: `compare.json`, `warm_start/`, `cells/<label>-seed<k>/`, `data/`.
         resume: keep the cells that are done, go on with the others.
@@ -79,10 +87,8 @@ def compare(
     folder = Path(out)
     console = console or Console(stderr=True)
     given = OwnParts(task=task, expert=expert, noise=noise)
+    jobs = _jobs(recipe, folder, ("student", "expert") if expert is None else ("student",))
     claim_folder(folder, recipe, given, kind="a comparison", resume=resume, overwrite=overwrite)
-    if expert is None:
-        make_expert(recipe, console)
-    jobs = _jobs(recipe, folder)
     board = _Board(folder, recipe, jobs)
     count = workers or recipe.compare.workers
     own = given if any(part is not None for part in vars(given).values()) else None
@@ -95,25 +101,42 @@ def compare(
     return compare_rows(load_compare(folder))
 
 
-def _jobs(recipe: Recipe, folder: Path) -> list[_Job]:
-    """Warm starts first, then the cells, seed by seed: by the time a cell's turn comes its warm start is done or near."""
+def _jobs(recipe: Recipe, folder: Path, roles: tuple[Role, ...]) -> list[_Job]:
+    """What comes first, then the cells, seed by seed: by the time a cell's turn comes all it needs is done or near."""
     data = replace(recipe.data, folder=recipe.data.folder or str(folder / "data"))
     recipe = replace(recipe, data=data)
     assert recipe.compare is not None
-    first_jobs: dict[int, _Job] = {}
+    made: dict[Path, _Job] = {}
+    warm_starts: dict[int, _Job] = {}
     cells: list[_Job] = []
     for seed in recipe.compare.seeds:
         first = warm_start_recipe(replace(recipe, seed=seed))
         if first is not None:
-            first_jobs[seed] = _Job(
-                "warm start", seed, first, folder / "warm_start" / f"seed{seed}", stage="warm_start"
-            )
+            needs = _stage_jobs(first, roles, made)
+            place = folder / "warm_start" / f"seed{seed}"
+            warm_starts[seed] = _Job("warm start", seed, first, place, needs=needs, stage="warm_start")
         for label in recipe.compare.methods:
+            cell = cell_recipe(recipe, label, seed)
             place = folder / "cells" / f"{label}-seed{seed}"
-            cells.append(
-                _Job(label, seed, cell_recipe(recipe, label, seed), place, needs=first_jobs.get(seed))
+            before = warm_starts.get(seed)
+            needs = [*_stage_jobs(cell, roles, made), *([before] if before else [])]
+            cells.append(_Job(label, seed, cell, place, begins_with=before, needs=needs))
+    return [*made.values(), *warm_starts.values(), *cells]
+
+
+def _stage_jobs(recipe: Recipe, roles: tuple[Role, ...], made: dict[Path, _Job]) -> list[_Job]:
+    """The runs that this one begins with or imitates and that are still to be made; each is made once for all."""
+    stages = missing_stages(recipe, roles=roles)
+    for stage in stages:
+        if stage.folder in made:
+            require_one_recipe(stage.folder, made[stage.folder].recipe, stage.recipe)
+        else:
+            needs = [made[place] for place in stage.needs]
+            name = f"{stage.role} {stage.recipe.name}"
+            made[stage.folder] = _Job(
+                name, stage.recipe.seed, stage.recipe, stage.folder, needs=needs, stage="made"
             )
-    return [*first_jobs.values(), *cells]
+    return [made[stage.folder] for stage in stages]
 
 
 class _Board:
@@ -132,7 +155,9 @@ class _Board:
                 "method": job.recipe.method.name,
                 "seed": job.seed,
                 "folder": str(job.folder.relative_to(self.folder)),
-                "warm_start": str(job.needs.folder.relative_to(self.folder)) if job.needs else None,
+                "warm_start": str(job.begins_with.folder.relative_to(self.folder))
+                if job.begins_with
+                else None,
                 "status": job.status,
                 "error": job.error,
             }
@@ -188,19 +213,22 @@ def _work(
             job = waiting.get_nowait()
         except queue.Empty:
             break
-        if job.needs is not None:
-            while not job.needs.ended.wait(0.2):
+        for first in job.needs:
+            while not first.ended.wait(0.2):
                 if stop.is_set():
                     return
-            if job.needs.status == "failed":
-                _end(job, board, "failed", f"its warm start failed: {job.needs.error}")
-                continue
+        failed = next((first for first in job.needs if first.status == "failed"), None)
+        if failed is not None:
+            _end(job, board, "failed", f"what it needs failed: {failed.name}: {failed.error}")
+            continue
         job.status = "running"
-        warm_start = job.needs.folder if job.needs is not None else None
-        order = job_of(job.recipe.to_table(), job.folder, warm_start, job.stage)
+        warm_start = job.begins_with.folder if job.begins_with is not None else None
+        stage = "warm_start" if job.stage == "warm_start" else "main"
+        order = job_of(job.recipe.to_table(), job.folder, warm_start, stage)
         try:
             if own is not None:
-                error = run_job(order, **vars(own))
+                # What is made for other runs, too, must not depend on objects that those never see.
+                error = run_job(order, **vars(OwnParts() if job.stage == "made" else own))
             else:
                 worker = worker or Worker()
                 board.workers.add(worker)

@@ -1,4 +1,4 @@
-"""From a file to a checked recipe, and from one recipe to those of its warm start, its expert and its cells.
+"""From a file to a checked recipe, and from one recipe to those of its warm start and its cells.
 
 Combinations that cannot run are refused here, before any model is loaded. The settings themselves: `schema`.
 """
@@ -16,9 +16,11 @@ from typing import Any
 from understudy.errors import ConfigError
 from understudy.methods import Method, method_named
 from understudy.schema import (
+    METRIC_NAMES,
     AbsorbingNoise,
     CompareConfig,
     CorruptedArgmaxNoise,
+    JsonlTask,
     MethodConfig,
     ModularAdditionTask,
     Recipe,
@@ -26,7 +28,7 @@ from understudy.schema import (
     TemperatureNoise,
     require,
 )
-from understudy.settings import flatten, from_table, set_dotted, to_table
+from understudy.settings import flatten, from_table, nearest, set_dotted, to_table
 
 
 def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Recipe:
@@ -101,9 +103,21 @@ def recipe_from_table(table: Mapping[str, Any], overrides: Mapping[str, Any] | N
     table = copy.deepcopy(dict(table))
     for key, value in (overrides or {}).items():
         set_dotted(table, key, value)
-    recipe = from_table(Recipe, _without_none(table))
+    recipe = from_table(Recipe, _with_whole_tasks(_without_none(table)))
     check_recipe(recipe)
     return recipe
+
+
+def _with_whole_tasks(table: dict[str, Any]) -> dict[str, Any]:
+    """Tasks of evaluation sets that name no kind are the recipe's own with these settings changed."""
+    own, evaluate = table.get("task"), table.get("evaluate")
+    also = evaluate.get("also") if isinstance(evaluate, Mapping) else None
+    if isinstance(own, Mapping) and isinstance(also, Mapping):
+        for entry in also.values():
+            changed = entry.get("task") if isinstance(entry, dict) else None
+            if isinstance(changed, Mapping) and "kind" not in changed:
+                entry["task"] = {**own, **changed}
+    return table
 
 
 def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,15 +129,18 @@ def check_recipe(recipe: Recipe) -> None:
     method = method_named(recipe.method.name)
     _check_method(recipe, method)
     _check_expert(recipe, method)
+    _check_reward(recipe, method)
     _check_metrics(recipe)
     if recipe.warm_start is not None and recipe.warm_start.method is not None:
         first = warm_start_recipe(recipe)
         assert first is not None
         check_recipe(first)
-    if recipe.checkpoint.every_steps % recipe.train.steps_per_round:
+    if recipe.checkpoint.every_steps % (per_round := steps_per_round(recipe)):
+        epochs = " times method.epochs" if per_round != recipe.train.steps_per_round else ""
         raise ConfigError(
-            f"checkpoint.every_steps must be a multiple of train.steps_per_round, got {recipe.checkpoint.every_steps} and "
-            f"{recipe.train.steps_per_round}: a checkpoint inside a round would lose the rest of its trajectories."
+            f"checkpoint.every_steps must be a multiple of train.steps_per_round{epochs}, got "
+            f"{recipe.checkpoint.every_steps} and {per_round}: a checkpoint inside a round would lose the rest of its "
+            "trajectories."
         )
     if recipe.compare is not None:
         _check_compare(recipe.compare)
@@ -135,7 +152,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def _check_method(recipe: Recipe, method: Method) -> None:
-    given = {k: v for k, v in to_table(recipe.method).items() if k not in ("name", "estimator")}
+    given = given_options(recipe)
     for option in given:
         if option not in method.options:
             allowed = ", ".join(sorted(method.options)) or "none"
@@ -152,6 +169,39 @@ def _check_method(recipe: Recipe, method: Method) -> None:
         raise ConfigError(
             f"rollouts.drafts = 'coupled' does not fit {method.name}: a policy gradient is right on average over fresh samples "
             "of the student, and coupled draws come again each epoch. Use 'auto'."
+        )
+
+
+def given_options(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe's [method] table sets beside name and estimator."""
+    return {k: v for k, v in to_table(recipe.method).items() if k not in ("name", "estimator")}
+
+
+def steps_per_round(recipe: Recipe) -> int:
+    """Optimiser steps that one round of rollouts is used for, all epochs together."""
+    options = method_named(recipe.method.name).resolve_options(given_options(recipe))
+    return recipe.train.steps_per_round * options.get("epochs", 1)
+
+
+def _check_reward(recipe: Recipe, method: Method) -> None:
+    if method.prefixes.writer == "base":
+        require(
+            recipe.data.offline == "expert",
+            f"{method.name} learns from responses of the student's own start; data.offline = {recipe.data.offline!r} does "
+            "not fit. Leave it out.",
+        )
+    if not method.learns_from_reward:
+        return
+    samples = recipe.train.samples_per_prompt
+    require(
+        samples >= 2,
+        f"{method.name} compares the responses to one prompt with each other and needs train.samples_per_prompt >= 2, "
+        f"got {samples}.",
+    )
+    if isinstance(recipe.task, JsonlTask) and recipe.task.grader is None:
+        raise ConfigError(
+            f"{method.name} learns from the grades of responses and task.grader is not set. Set it, or use a method that "
+            "imitates an expert."
         )
 
 
@@ -177,7 +227,9 @@ def _check_channel(recipe: Recipe, method: Method) -> None:
 
 def _check_expert(recipe: Recipe, method: Method) -> None:
     needs = method.needs_expert(
-        recipe.method.estimator, offline_is_reference=recipe.data.offline == "reference"
+        recipe.method.estimator,
+        given_options(recipe),
+        offline_is_reference=recipe.data.offline == "reference",
     )
     if needs and recipe.expert is None:
         raise ConfigError(f"{method.name} asks an expert for {needs} and the recipe has no [expert] table.")
@@ -189,22 +241,45 @@ def _check_expert(recipe: Recipe, method: Method) -> None:
         )
 
 
+def metric_names(recipe: Recipe) -> list[str]:
+    """Every name that a metric of the recipe's evaluations can have, whether or not it is measured."""
+    evaluate = recipe.evaluate
+    own = [*METRIC_NAMES, *(f"{what}@{k}" for what in ("avg", "pass", "majority") for k in evaluate.ks)]
+    return own + [f"{name}/{metric}" for name in evaluate.also for metric in own]
+
+
 def _check_metrics(recipe: Recipe) -> None:
     """A metric that decides something must be measured."""
     asked = {"evaluate.best_metric": recipe.evaluate.best_metric}
     asked["stop.metric"] = recipe.stop.metric if recipe.stop is not None else None
-    for setting, metric in asked.items():
+    names = metric_names(recipe)
+    for setting, name in asked.items():
+        if name is None:
+            continue
+        require(name in names, f"{setting} = {name!r} is not a metric of this recipe. {nearest(name, names)}")
+        of_set, slash, metric = name.rpartition("/")
+        if slash and recipe.evaluate.also[of_set].every == "end":
+            raise ConfigError(
+                f"{setting} = {name!r} decides at every evaluation, and evaluate.also.{of_set}.every = 'end' measures it at "
+                "the start and the end only. Use every = 'evaluation'."
+            )
+        if slash and "@" in metric:
+            samples = recipe.evaluate.also[of_set].samples_per_prompt or recipe.evaluate.samples_per_prompt
+            require(
+                int(metric.partition("@")[2]) <= samples,
+                f"{setting} = {name!r} is not measured: evaluate.also.{of_set} has {samples} samples a prompt.",
+            )
         if metric in ("accuracy_sampled", "expert_kl_nats", "reverse_expert_kl_nats"):
             require(
                 recipe.evaluate.sampled,
-                f"{setting} = {metric!r} is measured only with evaluate.sampled = true.",
+                f"{setting} = {name!r} is measured only with evaluate.sampled = true.",
             )
         if metric in ("expert_kl_nats", "reverse_expert_kl_nats"):
             require(
                 recipe.evaluate.expert_kl,
-                f"{setting} = {metric!r} is measured only with evaluate.expert_kl = true.",
+                f"{setting} = {name!r} is measured only with evaluate.expert_kl = true.",
             )
-            require(recipe.expert is not None, f"{setting} = {metric!r} needs an [expert] table.")
+            require(recipe.expert is not None, f"{setting} = {name!r} needs an [expert] table.")
 
 
 def _check_compare(compare: CompareConfig) -> None:
@@ -226,7 +301,7 @@ def _check_compare(compare: CompareConfig) -> None:
         require(label in compare.methods, f"compare.overrides.{label} names no entry of compare.methods.")
         for key in flatten(settings):
             section = key.split(".")[0]
-            allowed = ("method", "optimizer", "train", "stop", "data")
+            allowed = ("method", "optimizer", "train", "stop", "data", "task", "expert", "rollouts")
             require(section in allowed, f"compare.overrides.{label} may set {', '.join(allowed)}, not {key}.")
     for label in compare.methods:
         name = flatten(compare.overrides.get(label, {})).get("method.name", label)
@@ -273,19 +348,18 @@ def narrowed(
     return recipe
 
 
-def expert_recipe(recipe: Recipe) -> tuple[Recipe, Path] | None:
-    """The run that makes the expert and its folder, if the recipe names one and its checkpoint is not there yet."""
-    expert = recipe.expert
-    if (
-        expert is None
-        or expert.recipe is None
-        or expert.checkpoint is None
-        or Path(expert.checkpoint).is_dir()
-    ):
-        return None
-    first = replace(load_recipe(expert.recipe), task=recipe.task)
-    check_recipe(first)
-    return first, Path(expert.checkpoint).parent
+def placed(recipe: Recipe) -> Recipe:
+    """The recipe with its seed in place of `{seed}` in the paths of its student and its expert."""
+    student, expert = recipe.student, recipe.expert
+    student = replace(student, checkpoint=filled(student.checkpoint, recipe.seed))
+    if expert is not None:
+        expert = replace(expert, checkpoint=filled(expert.checkpoint, recipe.seed))
+    return replace(recipe, student=student, expert=expert)
+
+
+def filled(path: str | None, seed: int) -> str | None:
+    """A path with the seed in place of `{seed}`."""
+    return None if path is None else path.replace("{seed}", str(seed))
 
 
 def warm_start_recipe(recipe: Recipe) -> Recipe | None:
@@ -310,6 +384,8 @@ def warm_start_recipe(recipe: Recipe) -> Recipe | None:
             sampled=False,
             expert_kl=False,
             best_metric=None,
+            ks=(),
+            also={},
         ),
         stop=None if target is None else StopConfig(metric="teacher_forced_accuracy", target=target),
         warm_start=None,

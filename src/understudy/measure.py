@@ -1,4 +1,4 @@
-"""Measure a checkpoint as a run would measure its student, without training."""
+"""Measure a checkpoint as a run would measure its student, without training; or responses that are there already."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import torch
 from understudy.build import build, device_of
 from understudy.config import load_recipe, parse_override, recipe_from_table
 from understudy.errors import ConfigError
-from understudy.evaluation.score import Evaluation, evaluate
+from understudy.evaluation.responses import FILE_GRADERS, FileGrader, grade_responses
+from understudy.evaluation.score import Evaluation, evaluate, joined
 from understudy.experts.expert import Expert
 from understudy.experts.noisy import Noise
+from understudy.plans import evaluation_plan, further_plans
 from understudy.processor import choose_threads
 from understudy.run import read_json
-from understudy.schema import Recipe
+from understudy.schema import CountdownTask, Gsm8kTask, JsonlTask, Recipe
 from understudy.tasks.task import Split, Task
-from understudy.wiring import evaluation_plan, limits_of
+from understudy.wiring import limits_of
 
 
 def evaluate_checkpoint(
@@ -30,13 +32,17 @@ def evaluate_checkpoint(
     task: Task | None = None,
     expert: Expert | None = None,
     noise: Noise | None = None,
+    keeps_responses: bool = False,
 ) -> Evaluation:
     """What the evaluator of `recipe` says about a checkpoint, on the first `recipe.evaluate.prompts` of a split.
 
-    On the validation split, with the run's own recipe, these are the numbers of the run's last evaluation.
+    On the validation split, with the run's own recipe, these are the numbers of the run's last evaluation, its further
+    evaluation sets included. Two checkpoints measured with one recipe answered the same prompts with the same random
+    numbers: `evaluation.paired.compare_evaluations(a.by_prompt, b.by_prompt)` says which is better.
 
     Args:
         task, expert, noise: own objects in place of the recipe's.
+        keeps_responses: also return every response with its grade, in `responses`.
     Raises:
         ConfigError, DataError, ModelError: one sentence on what does not fit.
     """
@@ -48,8 +54,14 @@ def evaluate_checkpoint(
     )
     plan = evaluation_plan(recipe, parts, limits_of(recipe, parts), split)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.train.mixed_precision)
+    plans = {"": plan, **further_plans(recipe, parts, plan, split)}
     with torch.autocast(device_of(recipe).type, dtype=dtype, enabled=dtype is not None):
-        return evaluate(parts.student, plan)
+        return joined(
+            {
+                name: evaluate(parts.student, replace(each, keeps_responses=keeps_responses))
+                for name, each in plans.items()
+            }
+        )
 
 
 def checkpoint_and_recipe(
@@ -61,17 +73,9 @@ def checkpoint_and_recipe(
         ConfigError: no such folder, an unfinished run, or a checkpoint without a recipe.
     """
     place = Path(place)
+    checkpoint = checkpoint_in(place)
     described = place / "recipe.json"
     is_run = described.is_file()
-    if not place.is_dir():
-        raise ConfigError(
-            f"no checkpoint or run folder at {place}. Give a folder with config.json, or a run folder."
-        )
-    if is_run and not (place / "final").is_dir():
-        raise ConfigError(
-            f"{place} has no final checkpoint: the run is not finished. Go on with it (train --resume), or give one of "
-            f"its checkpoints below {place / 'checkpoints'}."
-        )
     own = read_json(place / "own.json") if is_run else {}
     if own and recipe is None:
         raise ConfigError(
@@ -80,7 +84,6 @@ def checkpoint_and_recipe(
             + ", ".join(f"{name}=..." for name in own)
             + ")."
         )
-    checkpoint = place / "final" if is_run else place
     if recipe is not None:
         return checkpoint, load_recipe(recipe, overrides)
     if not is_run:
@@ -88,3 +91,64 @@ def checkpoint_and_recipe(
     if not isinstance(overrides, Mapping):
         overrides = dict(parse_override(text) for text in overrides)
     return checkpoint, recipe_from_table(json.loads(described.read_text(encoding="utf-8")), overrides)
+
+
+def checkpoint_in(place: Path) -> Path:
+    """The checkpoint that a run folder ends in, or the folder itself.
+
+    Raises:
+        ConfigError: no such folder, or an unfinished run.
+    """
+    if not place.is_dir():
+        raise ConfigError(
+            f"no checkpoint or run folder at {place}. Give a folder with config.json, a run folder, or a .jsonl file of "
+            "responses."
+        )
+    if not (place / "recipe.json").is_file():
+        return place
+    if not (place / "final").is_dir():
+        raise ConfigError(
+            f"{place} has no final checkpoint: the run is not finished. Go on with it (train --resume), or give one of "
+            f"its checkpoints below {place / 'checkpoints'}."
+        )
+    return place / "final"
+
+
+def evaluate_responses(
+    path: str | Path, *, recipe: Recipe | None = None, grader: FileGrader | None = None, of_set: str = ""
+) -> Evaluation:
+    """Grade the responses of a JSON Lines file: see `evaluation.responses.grade_responses`.
+
+    Args:
+        recipe: its task says how responses are graded, and its evaluate.ks which k.
+        grader: instead of the recipe's; one of the two must be given.
+        of_set: as in `grade_responses`.
+    Raises:
+        ConfigError: no grader, or a task whose responses are no texts.
+        DataError: see `grade_responses`.
+    """
+    own, reference_field = (None, "reference") if recipe is None else _grader_of(recipe)
+    chosen = grader or own
+    if chosen is None:
+        what = "no --recipe and no --grader is given" if recipe is None else _no_grader(recipe)
+        raise ConfigError(f"how should {path} be graded? {what}. Give --grader: {', '.join(FILE_GRADERS)}.")
+    ks = None if recipe is None or not recipe.evaluate.ks else recipe.evaluate.ks
+    return grade_responses(path, chosen, ks=ks, reference_field=reference_field, of_set=of_set)
+
+
+def _grader_of(recipe: Recipe) -> tuple[FileGrader | None, str]:
+    """How the texts of a recipe's task are graded, and the field that holds the reference."""
+    task = recipe.task
+    if isinstance(task, JsonlTask):
+        return task.grader, task.reference_field
+    if isinstance(task, Gsm8kTask):
+        return "gsm8k", "reference"
+    if isinstance(task, CountdownTask):
+        return ("countdown" if task.format == "think" else "countdown-compact"), "reference"
+    return None, "reference"
+
+
+def _no_grader(recipe: Recipe) -> str:
+    if isinstance(recipe.task, JsonlTask):
+        return f"the recipe {recipe.name} sets no task.grader"
+    return f"the recipe {recipe.name} has task.kind = {recipe.task.kind!r}, whose responses are not graded as texts"

@@ -24,10 +24,17 @@ def method_row(method: Method) -> dict[str, Any]:
     }
 
 
+def plain(value: object) -> str:
+    """An option's value: numbers without needless digits, names as they are."""
+    return value if isinstance(value, str) else f"{value:g}"
+
+
 def method_cells(row: dict[str, Any], *, is_detailed: bool = False) -> dict[str, str]:
     """The record as text by column; in detail with its summary, and with what it needs of the expert."""
     losses = [f"{name}: {text}" for name, text in row["loss"].items()]
-    options = [name if value is None else f"{name} = {value:g}" for name, value in row["options"].items()]
+    options = [
+        name if value is None else f"{name} = {plain(value)}" for name, value in row["options"].items()
+    ]
     cells = {
         "method": row["name"],
         "prefixes": row["prefixes"],

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
 from understudy.errors import ConfigError
-from understudy.objectives import divergences, estimators
+from understudy.objectives import divergences, estimators, pessimistic, policy
 from understudy.objectives.channel import NoiseChannel, through_channel
 from understudy.objectives.rows import RowLoss
 from understudy.settings import nearest
@@ -26,10 +26,12 @@ Estimator = Literal["exact", "sampled"]
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """What a loss may be parametrised with: the weight beta, and the known noise channel of the expert."""
+    """What a loss may be parametrised with: the weight beta, the known noise channel of the expert, and the method's
+    options."""
 
     beta: float | None = None
     channel: NoiseChannel | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,35 @@ class Objective:
     uniform: bool = False
     needs_student_tokens: bool = False
     """The emitted token must be the student's own draw at temperature 1 (a policy gradient)."""
+    advantage: bool = False
+    """How good the trajectory was, by the task's grader, and the log-probability that the token was drawn with."""
+    distil: float = 0.0
+    """Weight of the expert's log-ratio at the token, which is added to the advantage; 0 asks no expert."""
+    reference: bool = False
+    """The log-probability of the token under the weights that the run started from."""
+
+    score: bool = False
+    """The expert's judgement of the whole response, asked for once, and the log-probability that it was written with."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def asks_expert(self) -> bool:
+        return self.asks_labels or self.score
+
+    @property
+    def asks_labels(self) -> bool:
+        """Whether the expert is asked at every position of every step."""
+        return self.law or self.token == "expert" or self.distil > 0
+
+    @property
+    def weighs_by_ratio(self) -> bool:
+        """The law that is trained is compared with the one that drew the tokens, which had no dropout."""
+        return self.needs_student_tokens or self.score
+
+    def with_options(self, options: Mapping[str, Any]) -> Objective:
+        """The same with what the options switch on; a coefficient of 0 needs nothing."""
+        distil, kl = options.get("distil", 0.0), options.get("kl", 0.0)
+        return replace(self, distil=distil, reference=kl > 0, options=options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +92,8 @@ class Prefixes:
     unit: Literal["sequence", "token"] = "sequence"
     temperature: float | None = 1.0
     """Of the student's rollouts; 0 is greedy; None: the student writes nothing."""
+    writer: Literal["expert", "base"] = "expert"
+    """Of fixed data: the expert, or the student as it is at the start."""
     aggregate: bool = False
     """Train on all rounds so far, not only on this one."""
 
@@ -94,6 +127,10 @@ class Method:
         return tuple(e for e in ("exact", "sampled") if getattr(self, e) is not None)  # type: ignore[return-value]
 
     @property
+    def learns_from_reward(self) -> bool:
+        return any(self.objective(e).advantage for e in self.estimators)
+
+    @property
     def uses_channel(self) -> bool:
         return bool(self.plain)
 
@@ -106,10 +143,12 @@ class Method:
     def resolve_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         return {**self.options, **{k: v for k, v in given.items() if v is not None}}
 
-    def needs_expert(self, estimator: Estimator | None, *, offline_is_reference: bool) -> str:
-        """What an expert is needed for, in words; empty if none is needed."""
-        objective = self.objective(estimator)
-        if objective.law or objective.token == "expert":
+    def needs_expert(
+        self, estimator: Estimator | None, given: Mapping[str, Any], *, offline_is_reference: bool
+    ) -> str:
+        """What an expert is needed for with these options, in words; empty if none is needed."""
+        objective = self.objective(estimator).with_options(self.resolve_options(given))
+        if objective.asks_expert:
             return "labels"
         if self.prefixes.is_fixed_data and offline_is_reference:
             return ""
@@ -118,6 +157,8 @@ class Method:
     def check_options(self, given: Mapping[str, Any]) -> None:
         """Refuse values that would silently turn the row into another one; the message names that one."""
         for name, value in given.items():
+            if isinstance(value, str):
+                continue
             low, high, closed, instead = _RANGES[name]
             inside = low <= value <= high if closed else low < value < high
             if not inside:
@@ -137,6 +178,16 @@ _RANGES: dict[str, tuple[float, float, bool, str]] = {
     "student_share": (0.0, 1.0, False, "At 0 it is kd, at 1 opd-f or opd-r: name the one you want."),
     "decay": (0.0, 1.0, False, "At 0 it is opd-f after the first round, at 1 kd."),
     "rollout_temperature": (0.0, 10.0, True, "0 is greedy."),
+    "clip_low": (0.0, 1.0, True, "The published value is 0.2."),
+    "clip_high": (0.0, math.inf, True, "The published value is 0.2; inf never clips."),
+    "entropy": (0.0, 1e6, True, "0, the default, leaves it out."),
+    "kl": (0.0, 1e6, True, "0, the default, leaves it out."),
+    "distil": (0.0, 1e6, True, "0, the default, leaves it out."),
+    "epochs": (1, 1000, True, "1 uses every trajectory once."),
+    "pessimism": (0.0, 1e6, True, "0 trusts every importance weight."),
+    "score_nats": (1e-3, 1e6, True, "It is the range of the expert's log-probability that scores 0 to 1."),
+    "queries": (2, 1e9, True, "It is how many training prompts are asked about, held-out ones included."),
+    "heldout": (0.0, 1.0, False, "It is the share of the queries that choose the pessimism."),
 }
 
 
@@ -144,6 +195,12 @@ _RANGES: dict[str, tuple[float, float, bool, str]] = {
 
 _EXPERT = Prefixes(
     text="expert samples (fixed data)", expert_share=lambda round, options: 1.0, temperature=None
+)
+_BASE = Prefixes(
+    text="base samples (fixed data)",
+    expert_share=lambda round, options: 0.0,
+    temperature=None,
+    writer="base",
 )
 _STUDENT = Prefixes(text="student at T=1", expert_share=lambda round, options: 0.0, temperature=1.0)
 _GREEDY = Prefixes(text="student, greedy", expert_share=lambda round, options: 0.0, temperature=0.0)
@@ -172,6 +229,11 @@ def _build_mixed(settings: LossSettings) -> RowLoss:
 def _build_jsd(settings: LossSettings) -> RowLoss:
     assert settings.beta is not None
     return divergences.against_expert(partial(divergences.generalized_jsd_from_logp, beta=settings.beta))
+
+
+def _build_policy(settings: LossSettings) -> RowLoss:
+    names = ("clip_low", "clip_high", "entropy", "kl")
+    return policy.policy_loss(**{name: settings.options[name] for name in names})
 
 
 def _floored_row(divergence: divergences.Divergence) -> RowLoss:
@@ -225,9 +287,34 @@ AUXILIARY_TOKEN = Objective(
     uniform=True,
 )
 
+CLIPPED_POLICY_GRADIENT = Objective(
+    text="clipped policy gradient - entropy + kl to the start",
+    build=_build_policy,
+    token="response",
+    needs_student_tokens=True,
+    advantage=True,
+)
+WEIGHTED_LIKELIHOOD = Objective(
+    text="- rho f + pessimism rho^2 of the whole response",
+    build=lambda _: pessimistic.surrogate,
+    token="response",
+    score=True,
+)
+
 # --- the table --------------------------------------------------------------------------------------------------------
 
 _T = {"rollout_temperature": None}
+_PESSIMISM = {"pessimism": 0.1, "score_nats": 20.0, "queries": 1024, "heldout": 0.25}
+_REWARD = {
+    "advantage": "grpo",
+    "loss_norm": "sequence",
+    "clip_low": 0.2,
+    "clip_high": 0.2,
+    "kl": 0.0,
+    "entropy": 0.0,
+    "distil": 0.0,
+    "epochs": 1,
+}
 
 METHODS: dict[str, Method] = {
     row.name: row
@@ -354,6 +441,25 @@ METHODS: dict[str, Method] = {
             twins={1.0: "opd-known"},
             plain="nail-f",
             source="arXiv:2606.30923 Cor 1, with (1-eta)p + eta nu inside the loss as its theory has it",
+        ),
+        Method(
+            name="grpo",
+            summary="policy gradient on rewards, each response against the others to its prompt",
+            prefixes=_STUDENT,
+            sampled=CLIPPED_POLICY_GRADIENT,
+            weight="group advantage (+ distil * log-ratio)",
+            options=_REWARD,
+            source="arXiv:2402.03300; RLOO 2402.14740, DAPO 2503.14476, Dr. GRPO 2503.20783",
+        ),
+        Method(
+            name="pessimistic",
+            summary="offline from the student's own start: importance-weighted expert scores less a penalty on coverage",
+            prefixes=_BASE,
+            sampled=WEIGHTED_LIKELIHOOD,
+            gate="response",
+            weight="importance of the response, per sequence",
+            options=_PESSIMISM,
+            source="arXiv:2606.30445 Thm 5, with the second moment as the penalty",
         ),
     )
 }

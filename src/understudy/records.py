@@ -51,6 +51,12 @@ class Trajectory:
     round: int
     student_version: int
     """Optimiser steps that the student had taken when it wrote this; -1 where it wrote nothing."""
+    reward: float | None = None
+    """The grader's score; None where nobody asked."""
+    advantage: float | None = None
+    """How much better than the other responses to this prompt, as the method counts it."""
+    score: float | None = None
+    """The expert's judgement of the whole response, in [0, 1]; None where nobody asked."""
 
     @property
     def id(self) -> str:

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from understudy.config import cell_recipe, warm_start_recipe
+from understudy.method_table import plain
 from understudy.methods import method_named
 from understudy.schema import Recipe
+from understudy.stages import missing_stages
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -36,12 +38,29 @@ def expansion(recipe: Recipe) -> str:
         f"loss: {method.objective(estimator).text} ({estimator})",
         f"gate: {method.gate}",
         f"weight: {method.weight}",
-        *(f"{name}: {value:g}" for name, value in options.items()),
+        *(f"{name}: {plain(value)}" for name, value in options.items()),
     ]
     return " | ".join(parts)
 
 
 def _comments(recipe: Recipe) -> list[str]:
+    return [*_what_comes_first(recipe), *_what_runs(recipe)]
+
+
+def _what_comes_first(recipe: Recipe) -> list[str]:
+    """Runs that are made before any of this, in order; each once.
+
+    Raises:
+        ConfigError: one that cannot be made.
+    """
+    compare, runs = recipe.compare, [recipe]
+    if compare is not None:
+        runs = [cell_recipe(recipe, label, seed) for seed in compare.seeds for label in compare.methods]
+    stages = {stage.folder: stage for run in runs for stage in missing_stages(run)}
+    return [f"# first  {s.role} {s.checkpoint}, which is not there yet: {s.source}" for s in stages.values()]
+
+
+def _what_runs(recipe: Recipe) -> list[str]:
     first = warm_start_recipe(recipe)
     lines = [] if first is None else [f"# warm start  {first.method.name} = {expansion(first)}"]
     if recipe.compare is None:
@@ -55,7 +74,7 @@ def _comments(recipe: Recipe) -> list[str]:
 def to_toml(table: Mapping[str, Any]) -> str:
     """Nested plain tables as TOML: values first, then one [section] a table, so that any nesting reads back.
 
-    Values are bool, int, float, str, and lists of them; None has no TOML and must have been left out.
+    Values are bool, int, float, str, lists of them, and lists of tables; None has no TOML and must have been left out.
     """
     return "\n".join(_section(table, ())).strip() + "\n"
 
@@ -71,6 +90,10 @@ def _section(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
     return lines
 
 
+def _inline(table: Mapping[str, Any]) -> str:
+    return "{" + ", ".join(f"{_key(key)} = {_value(value)}" for key, value in table.items()) + "}"
+
+
 def _key(key: str) -> str:
     return key if _BARE_KEY.fullmatch(key) else _text(key)
 
@@ -82,6 +105,8 @@ def _value(value: Any) -> str:
         return _text(value)
     if isinstance(value, float):
         return repr(value) if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return _inline(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_value, value))}]"
     assert isinstance(value, int), f"no TOML for {value!r}"

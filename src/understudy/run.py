@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from rich.console import Console
 
 from understudy.build import Parts, build
-from understudy.config import expert_recipe, warm_start_recipe
+from understudy.config import warm_start_recipe
 from understudy.errors import ConfigError, TrainingError, UnderstudyError
 from understudy.evaluation.score import Evaluation
 from understudy.experts.expert import Expert
@@ -23,7 +23,8 @@ from understudy.files import remove_aside, remove_unfinished, write_json
 from understudy.processor import choose_threads, keep_freed_memory
 from understudy.progress import one_bar
 from understudy.schema import Recipe
-from understudy.settings import flatten
+from understudy.settings import changes, flatten
+from understudy.stages import Role, missing_stages
 from understudy.tasks.task import Task
 from understudy.trainer.checkpoint import Progress, checkpoints, load_checkpoint, save_model
 from understudy.trainer.loop import run_rounds
@@ -150,8 +151,7 @@ def _run_prepared(
 ) -> RunResult:
     if resume and (finished := finished_run(folder)) is not None:
         return finished
-    if own.expert is None:
-        make_expert(recipe, console)
+    make_missing(recipe, console, ("student", "expert") if own.expert is None else ("student",))
     warm = warm or _own_warm_start(recipe, folder, own, console, resume=resume)
     accelerator = _accelerator(recipe, folder)
     checkpoint = None if warm is None else str(warm / "final")
@@ -249,16 +249,19 @@ def _data_root(recipe: Recipe, folder: Path) -> Path:
     return Path(recipe.data.folder) if recipe.data.folder else folder / "data"
 
 
-def make_expert(recipe: Recipe, console: Console) -> None:
-    """Train the expert that the recipe names, if it is not there yet; goes on where a killed run stopped."""
-    made = expert_recipe(recipe)
-    if made is not None:
-        first, folder = made
-        console.print(
-            f"expert {folder / 'final'} is not there yet: training it ({recipe.expert and recipe.expert.recipe})"
-        )
+def make_missing(recipe: Recipe, console: Console, roles: tuple[Role, ...] = ("student", "expert")) -> None:
+    """Train what the recipe begins with or imitates and says how to make, if it is not there; goes on after a kill."""
+    for stage in missing_stages(recipe, roles=roles):
+        console.print(f"{stage.role} {stage.checkpoint} is not there yet: training it ({stage.source})")
         _run(
-            first, folder, OwnParts(), resume=True, overwrite=False, warm=None, console=console, stage="main"
+            stage.recipe,
+            stage.folder,
+            OwnParts(),
+            resume=True,
+            overwrite=False,
+            warm=None,
+            console=console,
+            stage="main",
         )
 
 
@@ -340,10 +343,7 @@ def refuse_changed(before: dict[str, Any], now: dict[str, Any], folder: Path) ->
     Raises:
         ConfigError: listing every setting that differs.
     """
-    old, new = flatten(before), flatten(json.loads(json.dumps(now)))
-    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-    if changed:
-        shown = ", ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in changed)
+    if shown := changes(before, json.loads(json.dumps(now))):
         raise ConfigError(
             f"{folder} was started with other settings ({shown}). Resume with the same recipe, or use another --out."
         )

@@ -18,18 +18,26 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _require_made(table: str, recipe: str | None, checkpoint: str | None) -> None:
+    require(
+        recipe is None or (checkpoint is not None and Path(checkpoint).name == "final"),
+        f"with {table}.recipe, {table}.checkpoint must end in /final, which that run writes; got {checkpoint}.",
+    )
+
+
 def _require_rate(eta: float) -> None:
     require(0 <= eta < 1, f"eta must be in [0, 1), got {eta}.")
 
 
-MetricName = Literal[
+METRIC_NAMES = (
     "accuracy_greedy",
     "accuracy_sampled",
     "teacher_forced_accuracy",
     "validation_loss_nats",
     "expert_kl_nats",
     "reverse_expert_kl_nats",
-]
+)
+"""What is measured on one set of prompts; with `evaluate.ks` also avg@k, pass@k and majority@k. See `config.metric_names`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +65,8 @@ class JsonlTask:
     messages_field: str = "messages"
     reference_field: str = "reference"
     id_field: str = "id"
-    grader: Literal["exact", "numeric", "gsm8k"] | None = None
-    """None: no accuracy is measured."""
+    grader: Literal["exact", "numeric", "gsm8k", "math"] | None = None
+    """None: no accuracy is measured. math compares expressions, through the extra `math-verify`."""
     max_prompt_tokens: int = 1024
     max_new_tokens: int = 256
     too_long: Literal["error", "drop"] = "error"
@@ -83,7 +91,122 @@ class Gsm8kTask:
     end_token: str | None = None
 
 
-TaskConfig = ModularAdditionTask | JsonlTask | Gsm8kTask
+@dataclass(frozen=True, kw_only=True)
+class CountdownRange:
+    """Puzzles of so many numbers, numbers up to max_number, and targets up to max_target."""
+
+    operands: tuple[int, ...]
+    max_number: int
+    max_target: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountdownTask:
+    """Make a target of given numbers with + - * /, every number exactly once: drawn endlessly, or read from files or the hub."""
+
+    kind: Literal["countdown"]
+    format: Literal["think", "compact"] = "think"
+    """think: the published prompt in prose, with tags, through a tokenizer. compact: one token a character, no tokenizer."""
+    operands: tuple[int, ...] = (3, 4)
+    """How many numbers a drawn puzzle has, each equally likely; with max_number and max_target its range."""
+    max_number: int = 100
+    max_target: int = 100
+    exclude: tuple[str, ...] = ()
+    """JSON Lines files of puzzles that are never drawn."""
+    outside: CountdownRange | None = None
+    """Puzzles of this range are never drawn either: of a wider range, what lies outside of the one that is trained on."""
+    path: str | None = None
+    """Puzzles from a folder with train.jsonl and test.jsonl (nums, target) instead of drawn ones."""
+    dataset: str | None = None
+    """Puzzles from the hub instead, such as Jiayi-Pan/Countdown-Tasks-3to4: train_rows to train on, then test_rows to test on."""
+    train_rows: int = 327_680
+    test_rows: int = 1_024
+    validation_rows: int | None = None
+    """Puzzles of path or dataset held out of train; None: 256."""
+    validation: str | None = None
+    """Another file of the folder to validate on instead, by its name without the ending: test_ood."""
+    trace: Literal["search", "direct"] = "search"
+    """What references are: trial and error up to a hit, or a solution and nothing else."""
+    max_tries: int = 8
+    smart: float = 0.0
+    """Probability that a try of a search is a hit by intent; the others are random."""
+    give_up: float = 0.0
+    """Probability of giving up after a miss: the reference then ends in a wrong answer."""
+    must_solve: bool = True
+    """The last try of max_tries hits, if whole numbers up to max_value allow it; false: the search may end in a wrong answer."""
+    max_value: int = 999
+    max_prompt_tokens: int = 1024
+    """think only; the length of a compact prompt follows from the ranges."""
+    max_new_tokens: int | None = None
+    """None: 1024 in prose, the longest possible trace in the compact format."""
+    stop_strings: tuple[str, ...] = ()
+    end_token: str | None = None
+    seed: int = 1337
+
+    def __post_init__(self) -> None:
+        is_read = self.path is not None or self.dataset is not None
+        require(
+            self.path is None or self.dataset is None,
+            "give task.path (a folder) or task.dataset (the hub), not both.",
+        )
+        require(
+            is_read or self.validation_rows is None,
+            "validation_rows are held out of task.path or task.dataset, and neither is given.",
+        )
+        require(
+            self.path is not None or self.validation is None,
+            "validation names a file of task.path, which is not given.",
+        )
+        require(
+            not (is_read and (self.exclude or self.outside is not None)),
+            "exclude and outside keep puzzles from being drawn, and here they are read. Remove them.",
+        )
+        require(
+            self.format == "think" or (not self.stop_strings and self.end_token is None),
+            "stop_strings and end_token need format = 'think'; a compact response ends in its own end token.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SortingTask:
+    """Lists of numbers to be sorted, in the vocabulary of compact Countdown: a second skill."""
+
+    kind: Literal["sorting"]
+    min_length: int = 3
+    max_length: int = 5
+    max_number: int = 99
+    seed: int = 1337
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixturePart:
+    """One task of a mixture."""
+
+    task: ModularAdditionTask | JsonlTask | Gsm8kTask | CountdownTask | SortingTask
+    share: int = 1
+    """Of every sum(shares) prompts so many are its own."""
+    name: str | None = None
+    """None: its kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureTask:
+    """Several tasks of one vocabulary, interleaved in fixed proportions: [[task.parts]]."""
+
+    kind: Literal["mixture"]
+    parts: tuple[MixturePart, ...]
+
+
+TaskConfig = ModularAdditionTask | JsonlTask | Gsm8kTask | CountdownTask | SortingTask | MixtureTask
+
+
+def is_text(task: TaskConfig) -> bool:
+    """Whether a task's prompts are text, for which a tokenizer is needed; the others are bare token ids."""
+    if isinstance(task, MixtureTask):
+        return any(is_text(part.task) for part in task.parts)
+    if isinstance(task, CountdownTask):
+        return task.format == "think"
+    return isinstance(task, JsonlTask | Gsm8kTask)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +257,9 @@ class StudentConfig:
     """The model that is trained: a checkpoint (folder or hub id) or a new one; exactly one of the two."""
 
     checkpoint: str | None = None
+    """`{seed}` in it stands for the run's seed."""
+    recipe: str | None = None
+    """Trains `checkpoint` first, as this recipe says, if it is not there yet; it is then `<run folder>/final` of that run."""
     new: NewModel | None = None
     tokenizer: str | None = None
     """Folder or hub id; None: the one beside the checkpoint, or none for tasks of bare token ids."""
@@ -145,6 +271,7 @@ class StudentConfig:
             not both,
             "give either student.checkpoint (a folder or hub id) or a [student.new] table, not both or none.",
         )
+        _require_made("student", self.recipe, self.checkpoint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,8 +333,10 @@ class ExpertConfig:
     kind: Literal["local", "oracle"]
     checkpoint: str | None = None
     recipe: str | None = None
-    """Trains the expert first, on this recipe's task, if `checkpoint` is not there yet; the checkpoint is then
-    `<run folder>/final` of that run."""
+    """Trains the expert first, as this recipe says, if `checkpoint` is not there yet; it is then `<run folder>/final` of that
+    run. `{seed}` in `checkpoint` stands for the run's seed, and the expert is trained with it."""
+    task: Literal["shared", "own"] = "shared"
+    """What an expert that is trained first learns: the task of the run that asks for it, or its own recipe's."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     """The precision of a local expert's law, for labels and samples alike. bfloat16 is another law, by about 1e-4 nats; auto
     takes it where it is faster: three million parameters and more, on a processor that multiplies it."""
@@ -223,11 +352,7 @@ class ExpertConfig:
                 self.checkpoint is None and self.recipe is None,
                 "an oracle expert is the task's exact law and takes no expert.checkpoint or expert.recipe.",
             )
-        if self.recipe is not None:
-            require(
-                self.checkpoint is not None and Path(self.checkpoint).name == "final",
-                f"with expert.recipe, expert.checkpoint must end in /final, which that run writes; got {self.checkpoint}.",
-            )
+        _require_made("expert", self.recipe, self.checkpoint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +369,30 @@ class MethodConfig:
     """dagger only: the expert writes each token with probability decay ** round."""
     rollout_temperature: float | None = None
     """Temperature of the student's rollouts; 0 is greedy."""
+    advantage: Literal["grpo", "rloo", "dr-grpo"] | None = None
+    """grpo only: (r - mean) / (std + 1e-4) of its group, r - the mean of the others, or r - mean."""
+    loss_norm: Literal["token", "sequence", "constant"] | None = None
+    """grpo only: every token of the step counts alike, every sequence, or every token over the length limit."""
+    clip_low: float | None = None
+    clip_high: float | None = None
+    """grpo only: no gradient beyond a ratio of 1 - clip_low or 1 + clip_high in the direction that has been taken."""
+    kl: float | None = None
+    """grpo only: weight of the KL to the weights that the run starts from (0 keeps no copy of them)."""
+    entropy: float | None = None
+    """grpo only: weight of the entropy of the student's law, which is raised."""
+    distil: float | None = None
+    """grpo only: weight of the expert's log-ratio of each token, added to its advantage; needs an [expert]."""
+    pessimism: float | None = None
+    """pessimistic only: weight of the penalty on the squared importance weight (beta in the paper)."""
+    score_nats: float | None = None
+    """pessimistic only: the expert's log-probability of a response at and below which it scores 0; 0 nats score 1."""
+    queries: int | None = None
+    """pessimistic only: prompts whose responses are sampled from the start and scored, once for the whole run: one expert query a
+    response. At most as many as the task has training prompts."""
+    heldout: float | None = None
+    """pessimistic only: share of them that is never trained on, for the choice of the pessimism."""
+    epochs: int | None = None
+    """grpo only: passes over a round's trajectories; every one after the first is in another order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,6 +516,28 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationSet:
+    """Another task that the student is measured on: [evaluate.also.NAME]; its metrics are called NAME/accuracy_greedy and so on.
+
+    `task` is a whole table of task settings, or (without `kind`) what differs from the recipe's own task. Both must speak
+    one vocabulary.
+    """
+
+    task: TaskConfig
+    prompts: int | None = None
+    """None: as many as evaluate.prompts."""
+    samples_per_prompt: int | None = None
+    """None: as many as evaluate.samples_per_prompt. Values of evaluate.ks beyond it are not measured on this set."""
+    every: Literal["evaluation", "end"] = "evaluation"
+    """end: measured at the start and at the end only."""
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "samples_per_prompt"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name} must be > 0, got {value}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """What is measured on held-out prompts, and how often; always once at the start and once at the end."""
 
@@ -374,22 +545,46 @@ class EvaluateConfig:
     prompts: int = 256
     batch_size: int = 256
     sampled: bool = True
-    """Also sample at temperature 1: accuracy of the law itself, and the prefixes of the exact KL to the expert."""
+    """Also sample: accuracy of the law itself, and the prefixes of the exact KL to the expert."""
     samples_per_prompt: int = 1
+    ks: tuple[int, ...] = ()
+    """For each k in it: avg@k, pass@k and majority@k of the sampled responses; at most samples_per_prompt."""
+    temperature: float = 1.0
+    """Of the sampled responses. With top_k and top_p it holds for evaluation alone; the expert's KL is always measured on the
+    student's own law, temperature 1 and whole, for which another sample is then drawn."""
+    top_k: int | None = None
+    """Sampled responses take one of the k likeliest tokens; None: any."""
+    top_p: float | None = None
+    """And of these, of the fewest likeliest that hold this share of the mass; None: any."""
     expert_kl: bool = True
-    best_metric: MetricName | None = None
-    """The checkpoint with the best value of it is kept as `best`; None: none is kept."""
+    best_metric: str | None = None
+    """The checkpoint with the best value of it is kept as `best`; None: none is kept. NAME/metric: of an evaluation set."""
+    also: dict[str, EvaluationSet] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("every_steps", "prompts", "batch_size", "samples_per_prompt"):
+        for name in ("every_steps", "prompts", "batch_size", "samples_per_prompt", "temperature"):
             require(getattr(self, name) > 0, f"{name} must be > 0, got {getattr(self, name)}.")
+        require(self.top_k is None or self.top_k > 0, f"top_k must be > 0, got {self.top_k}.")
+        require(self.top_p is None or 0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}.")
+        require(len(set(self.ks)) == len(self.ks), f"ks lists something twice: {list(self.ks)}.")
+        require(
+            all(0 < k <= self.samples_per_prompt for k in self.ks),
+            f"ks must be in 1 .. samples_per_prompt = {self.samples_per_prompt}, got {list(self.ks)}.",
+        )
+        require(
+            self.sampled or not self.ks,
+            "ks are measured on sampled responses: set sampled = true, or ks = [].",
+        )
+        for name in self.also:
+            harmless = bool(name) and all(c.isascii() and (c.isalnum() or c in "_-") for c in name)
+            require(harmless, f"also names evaluation sets with letters, digits, _ and - only, got {name!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StopConfig:
     """Stop before `train.steps`: when a metric reaches a target, or has not improved for `patience` evaluations."""
 
-    metric: MetricName
+    metric: str
     target: float | None = None
     patience: int | None = None
     min_delta: float = 0.0

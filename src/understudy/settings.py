@@ -152,6 +152,13 @@ def set_dotted(table: dict[str, Any], dotted: str, value: Any) -> None:
     table[last] = value
 
 
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two nested tables, in words; empty if nothing does."""
+    old, new = flatten(before), flatten(now)
+    differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    return ", ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in differing)
+
+
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{'a': {'b': 1}} -> {'a.b': 1}; used to say which settings differ."""
     flat: dict[str, Any] = {}

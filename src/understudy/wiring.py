@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 
 from understudy.build import Parts
+from understudy.config import steps_per_round
 from understudy.errors import ConfigError
-from understudy.evaluation.score import Evaluation, Plan, evaluate
-from understudy.methods import LossSettings, method_named
+from understudy.evaluation.score import Evaluation, Plan, evaluate, joined
+from understudy.experts.expert import Expert
+from understudy.experts.local import fingerprint
+from understudy.methods import LossSettings, Method, Objective, method_named
 from understudy.models import has_dropout
+from understudy.objectives.weights import Weigh, weigh_tokens, weighing
+from understudy.plans import evaluation_plan, further_plans
 from understudy.progress import Bar
+from understudy.records import TrainBatch
 from understudy.rollouts.collect import Sources
 from understudy.rollouts.drafts import DraftBook
-from understudy.rollouts.hf import HFDecoder
-from understudy.rollouts.offline import OfflineData, offline_folder
+from understudy.rollouts.hf import HFDecoder, evaluating
+from understudy.rollouts.offline import OfflineData, num_trained, offline_folder
 from understudy.rollouts.sampler import Limits
 from understudy.schema import Recipe
 from understudy.settings import to_table
-from understudy.tasks.task import Split
 from understudy.trainer.checkpoint import Progress
 from understudy.trainer.journal import Journal
-from understudy.trainer.loss import StudentLoss
+from understudy.trainer.loss import Labels, StudentLoss, expert_scores, reference_logp
+from understudy.trainer.reward import ScoreBook, require_grader
 from understudy.trainer.setup import Setup
 from understudy.trainer.step import FREE_TO_SPLIT
 
+SCORED_AT_ONCE = 64
+"""Responses that the expert scores side by side where train.micro_batch_size does not say."""
 SHOWN = (
     "accuracy_greedy",
     "accuracy_sampled",
@@ -56,7 +67,9 @@ def assemble(
     options = method.resolve_options(
         {k: v for k, v in to_table(recipe.method).items() if k not in ("name", "estimator")}
     )
-    objective = method.objective(recipe.method.estimator)
+    objective = method.objective(recipe.method.estimator).with_options(options)
+    if objective.advantage:
+        require_grader(parts.task, method.name)
     channel = (
         parts.noise.channel(parts.vocab_size) if method.uses_channel and parts.noise is not None else None
     )
@@ -78,12 +91,15 @@ def assemble(
         weight_decay=recipe.optimizer.weight_decay,
         fused=True,
     )
+    reference = _reference(parts, accelerator) if objective.reference else None
     loss = StudentLoss(parts.student, parts.vocab_size, is_compiled=recipe.train.compile)
     student, optimizer = accelerator.prepare(loss, optimizer)
     model = accelerator.unwrap_model(student).model
     drafts = None if recipe.rollouts.drafts == "off" else DraftBook()
     readings = [] if drafts is not None and _can_train_on_readings(recipe, accelerator, model) else None
     plan = replace(evaluation_plan(recipe, parts, limits), drafts=drafts)
+    plans = {"": plan, **further_plans(recipe, parts, plan)}
+    seldom = {name for name, chosen in recipe.evaluate.also.items() if chosen.every == "end"}
     journal = Journal(folder, is_writing=accelerator.is_main_process)
 
     def report(progress: Progress, evaluation: Evaluation | None) -> None:
@@ -94,7 +110,8 @@ def assemble(
         method=method,
         objective=objective,
         options=options,
-        row_loss=objective.build(LossSettings(beta=options.get("beta"), channel=channel)),
+        row_loss=objective.build(LossSettings(beta=options.get("beta"), channel=channel, options=options)),
+        weigh=_weigh(objective, limits),
         sources=Sources(
             task=parts.task,
             limits=limits,
@@ -103,12 +120,14 @@ def assemble(
             batch_size=recipe.train.rollout_batch_size,
             student=lambda: HFDecoder(model, vocab_size=parts.vocab_size, readings=readings),
             expert=None if parts.expert is None else parts.expert.decoder,
-            offline=_offline(recipe, parts, limits, data_root),
+            offline=_offline(recipe, parts, limits, data_root, method, options),
             drafts=drafts,
             readings=readings,
             is_coupled=recipe.rollouts.drafts == "coupled",
         ),
         expert=parts.expert,
+        reference=reference,
+        scores=_scores(recipe, parts, objective, accelerator),
         accelerator=accelerator,
         student=student,
         model=model,
@@ -117,9 +136,41 @@ def assemble(
         folder=folder,
         journal=journal,
         stage=stage,
-        evaluate=_evaluator(model, plan, accelerator, bar),
+        evaluate=_evaluator(model, {n: p for n, p in plans.items() if n not in seldom}, accelerator, bar),
+        evaluate_ends=_evaluator(model, {n: p for n, p in plans.items() if n in seldom}, accelerator, bar),
         report=report,
     )
+
+
+def _weigh(objective: Objective, limits: Limits) -> Weigh:
+    if objective.score:
+        # The loss of a whole response is spread over its tokens: their sum, over the number of responses.
+        return weighing("constant", max_tokens=1)
+    norm = objective.options.get("loss_norm")
+    return weigh_tokens if norm is None else weighing(norm, max_tokens=limits.max_new_tokens)
+
+
+def _scores(recipe: Recipe, parts: Parts, objective: Objective, accelerator: Accelerator) -> ScoreBook | None:
+    if not objective.score:
+        return None
+    assert parts.expert is not None, "checked when the recipe was loaded"
+    return scores_of(recipe, parts.expert, objective, accelerator.device)
+
+
+def _reference(parts: Parts, accelerator: Accelerator) -> Callable[[TrainBatch, Labels], Tensor]:
+    """The student as it is now, kept: without its adapters where it has some (they start as nothing), else a copy.
+
+    Called before a checkpoint is loaded: a resumed run keeps to the same weights as before.
+    """
+    is_adapted = hasattr(parts.student, "disable_adapter")
+    model = parts.student if is_adapted else copy.deepcopy(parts.student).requires_grad_(False)
+
+    def logp(batch: TrainBatch, labels: Labels) -> Tensor:
+        off = model.disable_adapter() if is_adapted else contextlib.nullcontext()  # pyright: ignore
+        with evaluating(model), off, accelerator.autocast():
+            return reference_logp(model, parts.vocab_size, batch, labels)
+
+    return logp
 
 
 def _can_train_on_readings(recipe: Recipe, accelerator: Accelerator, model: nn.Module) -> bool:
@@ -129,7 +180,7 @@ def _can_train_on_readings(recipe: Recipe, accelerator: Accelerator, model: nn.M
     a limit on what is held in memory at once may want to see the pass themselves.
     """
     return (
-        recipe.train.steps_per_round == 1
+        steps_per_round(recipe) == 1
         and recipe.train.micro_batch_size is None
         and recipe.train.micro_batch_tokens is None
         and recipe.train.rollout_batch_size is None
@@ -150,50 +201,38 @@ def limits_of(recipe: Recipe, parts: Parts) -> Limits:
     )
 
 
-def evaluation_plan(recipe: Recipe, parts: Parts, limits: Limits, split: Split = "validation") -> Plan:
-    """What a run of this recipe measures, on its validation prompts unless another split is asked for.
-
-    Raises:
-        ConfigError: there are none.
-    """
-    prompts = parts.task.prompts(split, 0, recipe.evaluate.prompts)
-    if not prompts:
-        raise ConfigError(
-            f"the task has no {split} prompts. Give task.validation (a file) or task.validation_rows (held out of train)."
-        )
-    return Plan(
-        task=parts.task,
-        prompts=prompts,
-        limits=limits,
-        vocab_size=parts.vocab_size,
-        expert=parts.expert,
-        sampled=recipe.evaluate.sampled,
-        expert_kl=recipe.evaluate.expert_kl,
-        samples_per_prompt=recipe.evaluate.samples_per_prompt,
-        batch_size=recipe.evaluate.batch_size,
-        seed=recipe.seed,
-    )
-
-
 def _evaluator(
-    model: torch.nn.Module, plan: Plan, accelerator: Accelerator, bar: Bar
+    model: torch.nn.Module, plans: Mapping[str, Plan], accelerator: Accelerator, bar: Bar
 ) -> Callable[[], Evaluation]:
+    """Measures the plans one after another; their metrics go by the names of their sets."""
+
     def measure() -> Evaluation:
         # In the precision that the student is trained and rolled out in.
         with accelerator.autocast():
-            return evaluate(
-                model,
-                plan,
-                process=accelerator.process_index,
-                num_processes=accelerator.num_processes,
-                gather=gather_object,
-                advance=lambda done: bar.hint(f"evaluating: {done} done"),
+            return joined(
+                {
+                    name: evaluate(
+                        model,
+                        plan,
+                        process=accelerator.process_index,
+                        num_processes=accelerator.num_processes,
+                        gather=gather_object,
+                        advance=lambda done, name=name: bar.hint(
+                            f"evaluating{name and f' {name}'}: {done} done"
+                        ),
+                    )
+                    for name, plan in plans.items()
+                }
             )
 
     return measure
 
 
-def _offline(recipe: Recipe, parts: Parts, limits: Limits, root: Path) -> Any:
+def _offline(
+    recipe: Recipe, parts: Parts, limits: Limits, root: Path, method: Method, options: Mapping[str, Any]
+) -> Any:
+    if method.prefixes.writer == "base":
+        return base_samples(recipe, parts, limits, root, options)
     if recipe.data.offline == "reference":
         return "reference"
     if parts.expert is None:
@@ -219,9 +258,61 @@ def _offline(recipe: Recipe, parts: Parts, limits: Limits, root: Path) -> Any:
     )
 
 
+def base_samples(
+    recipe: Recipe, parts: Parts, limits: Limits, root: Path, options: Mapping[str, Any]
+) -> OfflineData:
+    """Responses of the student as it is now, which a resumed run finds again: it, too, is wired before it is loaded."""
+    queries, size = options["queries"], parts.task.size("train")
+    if size is not None and queries > size:
+        raise ConfigError(
+            f"method.queries = {queries}, but the task {parts.task.name} has {size} training prompts: the held-out queries "
+            f"would be prompts that are trained on. Set method.queries to at most {size}."
+        )
+    base = copy.deepcopy(parts.student).requires_grad_(False)
+    identity = {
+        "task": parts.task.identity,
+        "base": fingerprint(base),
+        "seed": recipe.seed,
+        "max_new_tokens": limits.max_new_tokens,
+        "eos_ids": sorted(limits.eos_ids),
+        "stop_strings": list(limits.stop_strings),
+        "samples_per_prompt": recipe.train.samples_per_prompt,
+        "queries": queries,
+    }
+    return OfflineData(
+        folder=offline_folder(root, identity),
+        task=parts.task,
+        identity=identity,
+        seed=recipe.seed,
+        limits=limits,
+        samples_per_prompt=recipe.train.samples_per_prompt,
+        batch_size=recipe.train.rollout_batch_size,
+        decoder=lambda: HFDecoder(base.eval(), vocab_size=parts.vocab_size),
+        num_prompts=num_trained(queries, options["heldout"]),
+        num_written=queries,
+    )
+
+
+def scores_of(recipe: Recipe, expert: Expert, objective: Objective, device: torch.device) -> ScoreBook:
+    """Asks the expert for its judgement of whole responses, in batches of the size that is trained at once."""
+    ask = partial(
+        expert_scores,
+        expert=expert,
+        score_nats=objective.options["score_nats"],
+        batch_size=recipe.train.micro_batch_size or SCORED_AT_ONCE,
+        device=device,
+    )
+    return ScoreBook(ask)
+
+
 def headline(evaluation: Evaluation) -> str:
     """The evaluation in one line, as it stands behind a progress bar."""
     short = {"accuracy_greedy": "greedy", "accuracy_sampled": "T=1", "teacher_forced_accuracy": "forced"}
     short |= {"validation_loss_nats": "val nats", "expert_kl_nats": "KL nats"}
     found = ((short[n], evaluation.metrics[n].value) for n in SHOWN if n in evaluation.metrics)
-    return "  ".join(f"{name} {value:.3f}" for name, value in found)
+    further = (
+        (name.removesuffix("/accuracy_greedy"), estimate.value)
+        for name, estimate in evaluation.metrics.items()
+        if name.endswith("/accuracy_greedy")
+    )
+    return "  ".join(f"{name} {value:.3f}" for name, value in (*found, *further))

@@ -18,7 +18,14 @@ COMMANDS = typer.main.get_command(app).commands  # pyright: ignore[reportAttribu
 FLAGS = {
     "train": {"--out", "--set", "--seed", "--resume", "--overwrite", "--dry-run", "--json"},
     "compare": {"--out", "--set", "--seed", "--methods", "--workers", "--resume", "--overwrite", "--dry-run", "--json"},
-    "evaluate": {"--recipe", "--split", "--prompts", "--samples", "--set", "--seed", "--json"},
+    "evaluate": {
+        "--against", "--recipe", "--grader", "--of-set", "--split", "--prompts", "--samples", "--set", "--seed",
+        "--out", "--json",
+    },
+    "discrepancy": {
+        "--response", "--id", "--grade", "--tokens", "--of-set", "--label", "--unit", "--tokenizer", "--bin", "--keyword",
+        "--prompts", "--seed", "--out", "--json",
+    },
     "report": {"--json"},
     "theory": {"--all", "--out", "--seed", "--run", "--json"},
     "methods": {"--json"},

@@ -1,6 +1,7 @@
 """Every number that a run writes is in docs/metrics.md with its formula and unit."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ def folder(tmp_path_factory):
         warm_start={"method": "sft", "max_steps": 1},
         evaluate__best_metric="expert_kl_nats",
         checkpoint__every_steps=1,
+        evaluate__samples_per_prompt=2,
+        evaluate__ks=[2],
+        evaluate__also={"longer": {"task": {"length": 8}}},
     )
     place = tmp_path_factory.mktemp("metrics") / "run"
     train(recipe, place, console=quiet_console())
@@ -26,7 +30,9 @@ def folder(tmp_path_factory):
 
 
 def documented(name: str) -> bool:
-    return f"`{name}`" in PAGE
+    """`set/pass@2` is documented as `pass@k`."""
+    own = re.sub("@[0-9]+$", "@k", name.rpartition("/")[2])
+    return f"`{own}`" in PAGE
 
 
 def records(file: Path) -> list[dict]:
@@ -43,7 +49,7 @@ def test_every_field_of_every_record_is_documented(folder):
     names |= {name for record in records(folder / "trajectories.jsonl") for name in record}
     result = json.loads((folder / "result.json").read_text())
     names |= {*result, *result["budget"]}
-    assert {"loss_nats", "expert_kl_nats", "checkpoint", "finish", "low"} <= names
+    assert {"loss_nats", "expert_kl_nats", "checkpoint", "finish", "low", "set", "longer/pass@2"} <= names
     assert [name for name in sorted(names) if not documented(name)] == []
 
 

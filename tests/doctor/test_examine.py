@@ -53,6 +53,13 @@ def test_a_sound_recipe_of_token_ids_has_no_complaint():
     assert {f.check for f in found} >= {"noise", "expert's log-probs repeat", "grader", "lengths"}
 
 
+def test_rewards_are_looked_at_where_they_are_learnt_from():
+    found = {f.check: f for f in examine(make_recipe(method__name="grpo", train__samples_per_prompt=4))}
+    assert {f.status for f in found.values()} == {"ok"}
+    assert found["rewards"].found == "the task grades responses; 4 to a prompt are compared"
+    assert "rewards" not in {f.check for f in examine(make_recipe())}
+
+
 def test_noise_that_beats_the_first_choice():
     # p = 3 actions: at eta = 0.9 the right token keeps 0.1 and each of two others has 0.45.
     noise = {"law": "absorbing", "eta": 0.9, "error": "other"}
@@ -250,6 +257,22 @@ def test_an_expert_that_is_still_to_be_trained(world):
     found = findings(table, expert={**expert, "recipe": str(folder / "gone.toml")})
     assert found["expert"].status == "problem"
     assert "no recipe at" in found["expert"].found
+
+
+def test_a_student_that_is_still_to_be_trained(world):
+    """A warning, as for the expert; its tokenizer is that of what makes it. `{seed}` is the run's seed when it is there."""
+    folder, table = world
+    first = {**table, "method": {"name": "sft"}, "data": {"offline": "reference"}}
+    del first["expert"]
+    (folder / "first.toml").write_text(to_toml(first))
+    made = {"checkpoint": str(folder / "base-{seed}" / "final"), "recipe": str(folder / "first.toml")}
+    found = findings(table, student=made, seed=4)
+    assert found["student"].status == "warning"
+    assert f"{folder}/base-4/final is not there yet; the run trains it first" in found["student"].found
+    assert found["expert's log-probs repeat"].status == "ok"
+    assert [f for f in found.values() if f.status == "problem"] == []
+    shutil.copytree(folder / "student", folder / "base-4" / "final")
+    assert findings(table, student=made, seed=4)["student"].status == "ok"
 
 
 def test_every_complaint_has_a_fix_and_nothing_else_has():

@@ -34,6 +34,28 @@ CASES = {
     # Five trajectories a step: the processes do not have equally many, and sometimes one has none.
     "aggregating": {"method.name": "dagger", "train.batch_size": 5},
     "one trajectory": {"method.name": "nail-f", "train.batch_size": 1},
+    # The second epoch is in another order: a prompt's responses are then trained on by whoever wrote them, in other steps.
+    "rewards": {
+        "method.name": "grpo",
+        "method.epochs": 2,
+        "method.kl": 0.1,
+        "method.entropy": 0.01,
+        "train.samples_per_prompt": 2,
+        "train.steps_per_round": 2,
+        "train.batch_size": 4,
+        "checkpoint.every_steps": 4,
+    },
+    # As sharded weights want it; epochs give the processes different numbers of trajectories, hence of micro-batches.
+    "sharded": {
+        "method.name": "grpo",
+        "method.epochs": 2,
+        "train.samples_per_prompt": 2,
+        "train.steps_per_round": 2,
+        "train.batch_size": 6,
+        "checkpoint.every_steps": 4,
+        "train.micro_batch_size": 1,
+    },
+    "sharded replay": {"method.name": "dagger", "train.batch_size": 5, "train.micro_batch_size": 1},
     # Lengths differ, and so does the number of pieces that each process takes its share of a batch apart into.
     "ragged": {"method.name": "opd-f"},
 }
@@ -58,6 +80,7 @@ def row_of(case: str, folder: Path) -> dict:
         "out": str(folder / case),
         "resume": False,
         "is_ragged": case == "ragged",
+        "is_sharded": case.startswith("sharded"),
     }
 
 
@@ -133,6 +156,16 @@ def test_ragged_shares_are_other_numbers_of_pieces(two):
     counts = [json.loads((two / "ragged" / f"pieces-{rank}.json").read_text()) for rank in range(2)]
     assert sum(a != b for a, b in zip(*counts, strict=True)) >= STEPS // 2
     assert max(map(max, counts)) > 1
+
+
+@pytest.mark.parametrize("case", ["sharded", "sharded replay"])
+def test_processes_that_share_weights_make_as_many_passes(two, case):
+    """Fails (with real shards: hangs) if a process with fewer trajectories makes fewer passes."""
+    counts = [json.loads((two / case / f"pieces-{rank}.json").read_text()) for rank in range(2)]
+    assert counts[0] == counts[1]
+    # Or nothing was padded: a step's passes are then exactly its trajectories, and here they are more.
+    size = CASES[case]["train.batch_size"]
+    assert any(2 * count > size + size % 2 for count in counts[0])
 
 
 def test_a_checkpoint_of_two_processes_is_whole(two):

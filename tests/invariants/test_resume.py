@@ -25,6 +25,18 @@ CASES = {
         "evaluate.best_metric": "accuracy_greedy",
     },
     "aggregating": {"method.name": "dagger", "train.steps_per_round": 2, "train.samples_per_prompt": 2},
+    "rewards, two epochs": {
+        "method.name": "grpo",
+        "method.epochs": 2,
+        "method.kl": 0.1,
+        "method.entropy": 0.01,
+        "train.samples_per_prompt": 2,
+    },
+    "the log of the start": {
+        "method.name": "pessimistic",
+        "method.queries": 12,
+        "optimizer.learning_rate": 0.003,
+    },
     "warm start, adapters with dropout": {
         "method.name": "opd-pg",
         "warm_start.method": "kd",

@@ -1,9 +1,11 @@
 """Two processes that train a list of recipes together: `python two_processes.py <spec.json>`.
 
-The spec is a list of {"recipe": table, "out": folder, "resume": bool, "is_ragged": bool}. Both processes are forks of this
-one, with the usual environment of a distributed run. Before a row that resumes, its run is put back to where it has written its
-last checkpoint and nothing after it. A ragged row has responses of other lengths in each process, and takes batches apart
-however few tokens they have; `pieces-<rank>.json` in its folder then says into how many pieces, step by step.
+The spec is a list of {"recipe": table, "out": folder, "resume": bool, "is_ragged": bool, "is_sharded": bool}. Both processes
+are forks of this one, with the usual environment of a distributed run. Before a row that resumes, its run is put back to where
+it has written its last checkpoint and nothing after it. A ragged row has responses of other lengths in each process, and takes
+batches apart however few tokens they have; `pieces-<rank>.json` in its folder then says into how many pieces, step by step. A
+sharded row counts them, too: its processes are held to as many as each other, as weights that are gathered at every forward
+pass want it.
 """
 
 from __future__ import annotations
@@ -40,9 +42,9 @@ def ragged_parts() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def taking_apart() -> Iterator[list[int]]:
+def taking_apart(*, is_sharded: bool) -> Iterator[list[int]]:
     """Batches are split by length however small they are; yields how many pieces each step has had."""
-    least, real, counts = step.MIN_PIECE_TOKENS_CPU, step._pieces, []
+    least, real, free, counts = step.MIN_PIECE_TOKENS_CPU, step._pieces, step.FREE_TO_SPLIT, []
 
     def counted(setup: Setup, trajectories: Sequence[Trajectory]) -> Any:
         pieces = real(setup, trajectories)
@@ -50,10 +52,11 @@ def taking_apart() -> Iterator[list[int]]:
         return pieces
 
     step.MIN_PIECE_TOKENS_CPU, step._pieces = 1, counted
+    step.FREE_TO_SPLIT = () if is_sharded else free
     try:
         yield counts
     finally:
-        step.MIN_PIECE_TOKENS_CPU, step._pieces = least, real
+        step.MIN_PIECE_TOKENS_CPU, step._pieces, step.FREE_TO_SPLIT = least, real, free
 
 
 def work(rows: list[dict[str, Any]]) -> None:
@@ -67,9 +70,10 @@ def work(rows: list[dict[str, Any]]) -> None:
                     (out / name).rename(out / f"first {name}")
             state.wait_for_everyone()
         recipe, console = recipe_from_table(row["recipe"]), Console(file=io.StringIO())
-        if row["is_ragged"]:
-            with taking_apart() as counts:
-                train(recipe, out, console=console, **ragged_parts())
+        if row["is_ragged"] or row["is_sharded"]:
+            own = ragged_parts() if row["is_ragged"] else {}
+            with taking_apart(is_sharded=row["is_sharded"]) as counts:
+                train(recipe, out, console=console, **own)
             (out / f"pieces-{os.environ['RANK']}.json").write_text(json.dumps(counts))
         else:
             train(recipe, out, resume=row["resume"], console=console)

@@ -244,7 +244,10 @@ def test_hostile_text_is_graded(response, reference):
         verdict = grade(response, reference)
         assert verdict.score == float(verdict.is_correct)
         assert not (verdict.is_correct and verdict.answer is None), name
-        assert grade(reference, response).is_correct == verdict.is_correct
+        if (
+            name != "math"
+        ):  # its verdict is that of an answer against a reference: an interval is no inequality
+            assert grade(reference, response).is_correct == verdict.is_correct
 
 
 @settings(deadline=None)

@@ -21,7 +21,13 @@ Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as train.steps=100. Repeatable."),
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", metavar="N", help="Seed of the run, instead of the recipe's.")
+    int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of the run, instead of the recipe's.")
+]
+OfSet = Annotated[
+    str | None,
+    typer.Option(
+        "--of-set", metavar="NAME", help="Responses to this evaluation set. [default: the recipe's own task]"
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from where the folder stands.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete what the folder holds and start anew.")]

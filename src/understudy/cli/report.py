@@ -13,7 +13,8 @@ from understudy.cli.printing import say, say_json
 
 def report(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="A folder that train, compare or theory wrote.")
+        Path,
+        typer.Argument(metavar="FOLDER", help="A folder that train, compare, theory or discrepancy wrote."),
     ],
     as_json: Json = False,
 ) -> None:

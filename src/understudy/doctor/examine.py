@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from understudy.build import (
     check_ids,
     device_of,
 )
-from understudy.config import expert_recipe
+from understudy.config import placed
 from understudy.doctor.finding import Finding, attempt, fine, warning
 from understudy.doctor.numbers import check_noise, check_repeatability
 from understudy.doctor.tokens import (
@@ -36,8 +36,10 @@ from understudy.models import generation_eos_ids, load_tokenizer, output_size
 from understudy.processor import choose_threads
 from understudy.rollouts.hf import evaluating
 from understudy.rollouts.sampler import Limits
-from understudy.schema import ModularAdditionTask, Recipe
+from understudy.schema import Recipe, is_text
+from understudy.stages import Role, Stage, missing_stages
 from understudy.tasks.task import Task
+from understudy.trainer.reward import require_grader
 
 _CHECKED_TOKENS = 32
 """Longest response that is sampled for the checks of log-probabilities."""
@@ -48,7 +50,10 @@ class _Patient:
     """The parts of a run as far as they could be made."""
 
     recipe: Recipe
+    """With its seed in its paths."""
     device: torch.device
+    is_to_be_made: bool = False
+    """Whether another run must make the student first."""
     tokenizer: PreTrainedTokenizerBase | None = None
     task: Task | None = None
     student: nn.Module | None = None
@@ -66,27 +71,51 @@ def examine(recipe: Recipe) -> list[Finding]:
     a run: recipe, tokenizer, data, student, expert, and what they agree on.
     """
     torch.set_num_threads(choose_threads(recipe.train.threads))
-    p = _Patient(recipe, device_of(recipe))
+    p = _Patient(placed(recipe), device_of(recipe))
     findings = [fine("recipe", f"{recipe.name}: every setting is known, and they can be combined")]
+    awaited = _awaited(recipe, "student", findings)
+    if awaited:
+        p.is_to_be_made, p.recipe = True, _with_tokenizer_of(p.recipe, awaited)
     _make_task(p, findings)
-    if p.vocab_size:
+    if p.vocab_size and awaited == []:
         _make_student(p, findings)
-    _make_expert(p, findings)
+    if p.recipe.expert is None or _awaited(recipe, "expert", findings) == []:
+        _make_expert(p, findings)
     _look_at_text(p, findings)
     if p.task is not None:
         findings += [*check_lengths(p.recipe, p.task, p.student, _model_of(p.expert)), check_gold(p.task)]
         findings.append(check_references(p.recipe, p.task))
+        _look_at_rewards(p.recipe, p.task, findings)
         _look_at_numbers(p, p.task, findings)
     return findings
 
 
+def _awaited(recipe: Recipe, role: Role, findings: list[Finding]) -> list[Stage] | None:
+    """What must be trained before the student or the expert is there, which is found to be so; None: it cannot be."""
+    fix = f"Correct the [{role}] table."
+    stages = attempt(findings, role, lambda: missing_stages(recipe, roles=(role,)), fix)
+    if stages:
+        last = stages[-1]
+        found = f"{last.checkpoint} is not there yet; the run trains it first, as {last.source} says"
+        findings.append(warning(role, found, f"Examine it again when the {role} is there."))
+    return stages
+
+
+def _with_tokenizer_of(recipe: Recipe, awaited: list[Stage]) -> Recipe:
+    """The tokenizer that a student to be made will come with: that of what its own recipe begins with."""
+    stages = {str(stage.checkpoint): stage for stage in awaited}
+    student = recipe.student
+    while student.tokenizer is None and student.checkpoint in stages:
+        student = stages[student.checkpoint].recipe.student
+    return replace(recipe, student=replace(recipe.student, tokenizer=student.tokenizer or student.checkpoint))
+
+
 def _make_task(p: _Patient, findings: list[Finding]) -> None:
-    is_text = not isinstance(p.recipe.task, ModularAdditionTask)
     fix = "Correct student.tokenizer, or make a tokenizer with `understudy init`."
     p.tokenizer = attempt(findings, "tokenizer", lambda: build_tokenizer(p.recipe), fix)
-    if is_text and p.tokenizer is None:
+    if is_text(p.recipe.task) and p.tokenizer is None:
         return
-    p.eos_ids = generation_eos_ids(p.recipe.student.checkpoint)
+    p.eos_ids = frozenset() if p.is_to_be_made else generation_eos_ids(p.recipe.student.checkpoint)
     fix = "Correct the rows that are named, or the [task] table."
     p.task = attempt(findings, "data", lambda: build_task(p.recipe, p.tokenizer, p.eos_ids), fix)
     if p.task is not None:
@@ -126,13 +155,6 @@ def _make_expert(p: _Patient, findings: list[Finding]) -> None:
         findings.append(fine("expert", f"none, and {needs.name} needs none"))
         return
     fix = "Correct the [expert] table."
-    waiting = attempt(findings, "expert", lambda: [expert_recipe(p.recipe)], fix)
-    if waiting is None:
-        return
-    if waiting[0] is not None:
-        found = f"{config.checkpoint} is not there yet; the run trains it first, as {config.recipe} says"
-        findings.append(warning("expert", found, "Examine it again when the expert is there."))
-        return
     if config.checkpoint is not None and p.tokenizer is not None:
         place = config.checkpoint
         p.expert_tokenizer = attempt(findings, "expert tokenizer", lambda: load_tokenizer(place), fix)
@@ -180,6 +202,20 @@ def _look_at_text(p: _Patient, findings: list[Finding]) -> None:
     findings += check_template(p.tokenizer, p.expert_tokenizer)
     if p.task is not None and p.expert_tokenizer is not None:
         findings.append(check_same_prompts(p.recipe, p.task, p.expert_tokenizer, p.eos_ids))
+
+
+def _look_at_rewards(recipe: Recipe, task: Task, findings: list[Finding]) -> None:
+    method = method_named(recipe.method.name)
+    if not method.learns_from_reward:
+        return
+
+    def checked() -> bool:
+        require_grader(task, method.name)
+        return True
+
+    if attempt(findings, "rewards", checked, "Set task.grader."):
+        samples = recipe.train.samples_per_prompt
+        findings.append(fine("rewards", f"the task grades responses; {samples} to a prompt are compared"))
 
 
 def _look_at_numbers(p: _Patient, task: Task, findings: list[Finding]) -> None:

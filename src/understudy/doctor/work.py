@@ -94,7 +94,12 @@ def check_references(recipe: Recipe, task: Task) -> Finding:
 
 def check_gold(task: Task) -> Finding:
     """A grader that refuses gold answers measures something else than the task."""
-    prompts = [p for p in some_prompts(task, "validation", GOLD_ROWS) if p.reference_ids]
+    # A reference may be a trace that ends in a wrong answer, and then says so.
+    prompts = [
+        p
+        for p in some_prompts(task, "validation", GOLD_ROWS)
+        if p.reference_ids and p.meta.get("is_gold", True)
+    ]
     grades = [(p.id, task.grade(p, p.reference_ids or ())) for p in prompts]
     graded = [(name, grade) for name, grade in grades if grade is not None]
     if not graded:

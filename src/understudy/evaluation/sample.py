@@ -8,6 +8,7 @@ from torch import nn
 
 from understudy.records import Prompt, Trajectory
 from understudy.rollouts.drafts import DraftBook, sample_with_drafts
+from understudy.rollouts.draws import Truncation
 from understudy.rollouts.hf import HFDecoder, evaluating
 from understudy.rollouts.sampler import Limits
 
@@ -24,18 +25,27 @@ def rollouts(
     seed: int,
     student_version: int = 0,
     drafts: DraftBook | None = None,
+    truncation: Truncation | None = None,
+    name: str = "",
 ) -> list[Trajectory]:
     """`samples_per_prompt` responses to every prompt, in order.
 
-    The streams are named by prompt and sample only: every evaluation of every method of a comparison draws with the
-    same numbers, which takes their noise out of the differences, and makes the last evaluation's responses good drafts.
+    The streams are named by prompt, sample and evaluation set only: every evaluation of every method of a comparison draws
+    with the same numbers, which takes their noise out of the differences, and makes the last evaluation's responses good
+    drafts.
+
+    Args:
+        truncation: what may be drawn; None: anything. `logp` stays that of the whole law.
+        name: of the evaluation set; "" is the recipe's own. Two sets may call their prompts the same.
     """
     slots = [(p, s) for p in prompts for s in range(samples_per_prompt)]
-    names = [(seed, "evaluate", prompt.id, sample_index) for prompt, sample_index in slots]
+    whose = (seed, "evaluate", name) if name else (seed, "evaluate")
+    names = [(*whose, prompt.id, sample_index) for prompt, sample_index in slots]
+    use = f"evaluate {name} at {temperature:g}" if name else f"evaluate at {temperature:g}"
     with evaluating(model):
         responses = sample_with_drafts(
             drafts,
-            f"evaluate at {temperature:g}",
+            use if truncation is None else f"{use} {truncation}",
             slots,
             names,
             limits=limits,
@@ -43,6 +53,7 @@ def rollouts(
             student=lambda: HFDecoder(model, vocab_size=vocab_size),
             temperature=temperature,
             comes_again=True,
+            truncation=truncation,
         )
     return [
         Trajectory(

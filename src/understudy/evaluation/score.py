@@ -5,21 +5,23 @@ B sequences, T positions, N gated positions, n rows of a tile, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from understudy.evaluation.repeats import Graded, at_k, rate_over_prompts, shares
 from understudy.evaluation.sample import rollouts
-from understudy.evaluation.statistics import Estimate, ratio_interval, wilson
+from understudy.evaluation.statistics import Estimate, ratio_interval
 from understudy.experts.expert import Expert
 from understudy.objectives.divergences import against_expert, forward_kl_from_logp, reverse_kl_from_logp
 from understudy.objectives.estimators import single_label_forward_kl
 from understudy.objectives.rows import Rows
 from understudy.records import Prompt, Trajectory
 from understudy.rollouts.drafts import DraftBook
+from understudy.rollouts.draws import Truncation
 from understudy.rollouts.hf import evaluating
 from understudy.rollouts.offline import as_trajectory, reference_response
 from understudy.rollouts.sampler import Limits
@@ -47,6 +49,15 @@ class Plan:
     seed: int
     drafts: DraftBook | None = None
     """Responses of earlier evaluations, as guesses of these; None: none are tried. It changes no number."""
+    temperature: float = 1.0
+    truncation: Truncation | None = None
+    """Of the sampled responses, with `temperature`; the prefixes of the KL to the expert are always drawn at T=1 from all."""
+    ks: tuple[int, ...] = ()
+    """k of avg@k, pass@k and majority@k, each at most `samples_per_prompt`; nothing without sampling."""
+    name: str = ""
+    """Of the evaluation set; "" is the recipe's own task."""
+    keeps_responses: bool = False
+    """Whether the evaluation holds every sampled response with its grade; without sampling, the greedy ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +67,33 @@ class Evaluation:
     metrics: dict[str, Estimate]
     by_position: dict[str, list[float]]
     rollouts: list[dict[str, Any]]
+    by_prompt: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Metric -> prompt id -> its value there (a mean per token over the prompt's responses): what paired tests compare."""
+    responses: list[dict[str, Any]] = field(default_factory=list)
+    """One row a response if the plan keeps them, else empty; those of an evaluation set have its name in `set`, and begin with
+    it in `id`."""
+
+    def of_set(self, name: str) -> Evaluation:
+        """With its metrics and rows named after an evaluation set; "" is the recipe's own, which has no name."""
+        if not name:
+            return self
+        return Evaluation(
+            metrics={f"{name}/{metric}": found for metric, found in self.metrics.items()},
+            by_position={f"{name}/{metric}": row for metric, row in self.by_position.items()},
+            rollouts=[{"set": name, **row} for row in self.rollouts],
+            by_prompt={f"{name}/{metric}": found for metric, found in self.by_prompt.items()},
+            responses=[{"set": name, **row, "id": f"{name}/{row['id']}"} for row in self.responses],
+        )
+
+    def beside(self, other: Evaluation) -> Evaluation:
+        """Both in one; their metrics have different names."""
+        return Evaluation(
+            metrics=self.metrics | other.metrics,
+            by_position=self.by_position | other.by_position,
+            rollouts=self.rollouts + other.rollouts,
+            by_prompt=self.by_prompt | other.by_prompt,
+            responses=self.responses + other.responses,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -69,9 +107,10 @@ class _Record:
     """What one trajectory contributes; small, so that processes can exchange it."""
 
     key: tuple[str, int]
-    correct: dict[str, bool]
+    graded: dict[str, Graded]
     position: dict[str, list[float]]
     shown: dict[str, Any] | None
+    kept: dict[str, Any] | None = None
 
 
 def evaluate(
@@ -86,34 +125,59 @@ def evaluate(
 ) -> Evaluation:
     """Measure a student. Metrics that the task cannot give (no grader, no reference, no expert) are absent.
 
-        accuracy_greedy, accuracy_sampled   share of responses that the task's grader calls correct; Wilson interval
+        accuracy_greedy, accuracy_sampled   share of responses that the task's grader calls correct
+        avg@k, pass@k, majority@k           of the sampled responses, for k in plan.ks: see `evaluation.repeats`
         teacher_forced_accuracy             share of reference tokens that are the student's argmax on reference prefixes
         validation_loss_nats                mean -log p(reference token), nats a token, on reference prefixes
         expert_kl_nats                      mean KL(expert || student) a token, exact, on the student's own T=1 prefixes
         reverse_expert_kl_nats              mean KL(student || expert) there; inf where the expert forbids a token
 
-    The means per token have a ratio-of-sums interval with the trajectory as the unit. All processes get the result.
+    The prompt is the unit of the rates' intervals (`rate_over_prompts`), the trajectory that of the means per token (ratio of
+    sums). All processes get the result.
     """
     mine = list(plan.prompts[process::num_processes])
     records: list[_Record] = []
     with evaluating(model):
         greedy = _roll(model, plan, mine, temperature=0.0, samples=1)
-        records += [_graded(plan.task, t, "greedy", show=i < num_shown) for i, t in enumerate(greedy)]
+        records += [_graded(plan, t, "greedy", show=i < num_shown) for i, t in enumerate(greedy)]
         advance("greedy rollouts")
         if plan.sampled:
-            drawn = _roll(model, plan, mine, temperature=1.0, samples=plan.samples_per_prompt)
-            records += [_graded(plan.task, t, "sampled", show=False) for t in drawn]
+            drawn = _roll(
+                model,
+                plan,
+                mine,
+                temperature=plan.temperature,
+                samples=plan.samples_per_prompt,
+                truncation=plan.truncation,
+            )
+            records += [_graded(plan, t, "sampled", show=False) for t in drawn]
             advance("sampled rollouts")
             if plan.expert_kl and plan.expert is not None:
-                records += _expert_distance(model, plan, drawn)
+                is_own_law = plan.temperature == 1 and plan.truncation is None
+                own = drawn if is_own_law else _roll(model, plan, mine, temperature=1.0, samples=1)
+                records += _expert_distance(model, plan, own)
                 advance("expert")
         records += _on_references(model, plan, mine)
         advance("references")
-    return _summary(sorted(gather(records), key=lambda r: r.key))
+    return _summary(sorted(gather(records), key=lambda r: r.key), plan)
+
+
+def joined(parts: Mapping[str, Evaluation]) -> Evaluation:
+    """One evaluation out of several, by the name of their set: `name/metric`; the set "" keeps its names."""
+    whole = Evaluation(metrics={}, by_position={}, rollouts=[])
+    for name, part in parts.items():
+        whole = whole.beside(part.of_set(name))
+    return whole
 
 
 def _roll(
-    model: nn.Module, plan: Plan, prompts: Sequence[Prompt], *, temperature: float, samples: int
+    model: nn.Module,
+    plan: Plan,
+    prompts: Sequence[Prompt],
+    *,
+    temperature: float,
+    samples: int,
+    truncation: Truncation | None = None,
 ) -> list[Trajectory]:
     return rollouts(
         model,
@@ -125,10 +189,13 @@ def _roll(
         batch_size=plan.batch_size,
         seed=plan.seed,
         drafts=plan.drafts,
+        truncation=truncation,
+        name=plan.name,
     )
 
 
-def _graded(task: Task, trajectory: Trajectory, kind: str, *, show: bool) -> _Record:
+def _graded(plan: Plan, trajectory: Trajectory, kind: str, *, show: bool) -> _Record:
+    task, is_sampled = plan.task, kind == "sampled"
     grade: Grade | None = task.grade(trajectory.prompt, trajectory.response_ids)
     tokens = task.token_grades(trajectory.prompt, trajectory.response_ids)
     shown = None
@@ -142,10 +209,29 @@ def _graded(task: Task, trajectory: Trajectory, kind: str, *, show: bool) -> _Re
         }
     return _Record(
         key=(trajectory.prompt.id, trajectory.sample_index),
-        correct={} if grade is None else {f"accuracy_{kind}": grade.is_correct},
+        graded={} if grade is None else {f"accuracy_{kind}": Graded(grade.is_correct, grade.answer)},
         position={} if tokens is None else {f"accuracy_{kind}": [float(ok) for ok in tokens]},
         shown=shown,
+        kept=_kept(task, trajectory, grade) if plan.keeps_responses and is_sampled == plan.sampled else None,
     )
+
+
+def _kept(task: Task, trajectory: Trajectory, grade: Grade | None) -> dict[str, Any]:
+    prompt, ids = trajectory.prompt, trajectory.response_ids
+    return {
+        "id": prompt.id,
+        "sample": trajectory.sample_index,
+        "prompt": prompt.text or task.decode(prompt.token_ids),
+        "response": task.decode(ids[:-1] if trajectory.finish == "eos" else ids),
+        "reference": prompt.reference,
+        "num_tokens": len(ids),
+        "finish": trajectory.finish,
+        "score": None if grade is None else grade.score,
+        "is_correct": None if grade is None else grade.is_correct,
+        "answer": None if grade is None else grade.answer,
+        # What Countdown is graded by, so that the file can be graded again.
+        **{name: prompt.meta[name] for name in ("nums", "target") if name in prompt.meta},
+    }
 
 
 def _argmax_is_token(student_logp_nV: Tensor, rows: Rows) -> Tensor:
@@ -195,12 +281,19 @@ def _position_records(
 _SUMMED = ("expert_kl_nats", "reverse_expert_kl_nats", "validation_loss_nats", "teacher_forced_accuracy")
 
 
-def _summary(records: Sequence[_Record]) -> Evaluation:
+def _summary(records: Sequence[_Record], plan: Plan) -> Evaluation:
     metrics: dict[str, Estimate] = {}
+    by_prompt: dict[str, dict[str, float]] = {}
     for name in ("accuracy_greedy", "accuracy_sampled"):
-        graded = [(r.key[0], r.correct[name]) for r in records if name in r.correct]
-        if graded:
-            metrics[name] = _accuracy(graded)
+        samples: dict[str, list[Graded]] = {}
+        for r in records:
+            if name in r.graded:
+                samples.setdefault(r.key[0], []).append(r.graded[name])
+        if samples:
+            rates = {name: shares(samples)}
+            rates |= at_k(samples, plan.ks) if name == "accuracy_sampled" else {}
+            by_prompt |= rates
+            metrics |= {rate: rate_over_prompts(list(found.values())) for rate, found in rates.items()}
     by_position: dict[str, list[float]] = {}
     for name in ("accuracy_greedy", "accuracy_sampled", *_SUMMED):
         rows = [r.position[name] for r in records if name in r.position]
@@ -208,24 +301,22 @@ def _summary(records: Sequence[_Record]) -> Evaluation:
             continue
         if name in _SUMMED:
             metrics[name] = ratio_interval([sum(row) for row in rows], [len(row) for row in rows])
+            by_prompt[name] = _mean_by_prompt(records, name)
         by_position[name] = _mean_by_position(rows)
     return Evaluation(
-        metrics=metrics, by_position=by_position, rollouts=[r.shown for r in records if r.shown is not None]
+        metrics=metrics,
+        by_position=by_position,
+        rollouts=[r.shown for r in records if r.shown is not None],
+        by_prompt=by_prompt,
+        responses=[r.kept for r in records if r.kept is not None],
     )
 
 
-def _accuracy(graded: Sequence[tuple[str, bool]]) -> Estimate:
-    """One response a prompt: Wilson. Several: the prompt is the independent unit."""
-    right: dict[str, list[bool]] = {}
-    for prompt_id, is_correct in graded:
-        right.setdefault(prompt_id, []).append(is_correct)
-    if len(right) == len(graded):
-        return wilson(sum(ok for _, ok in graded), len(graded))
-    shares = {sum(oks) / len(oks) for oks in right.values()}
-    if shares == {0.0} or shares == {1.0}:
-        # All right or all wrong: a variance of 0 would claim certainty. Each prompt counts as one trial.
-        return wilson(len(right) if shares == {1.0} else 0, len(right))
-    return ratio_interval([sum(oks) for oks in right.values()], [len(oks) for oks in right.values()])
+def _mean_by_prompt(records: Sequence[_Record], name: str) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for r in records:
+        values.setdefault(r.key[0], []).extend(r.position.get(name, ()))
+    return {prompt: sum(row) / len(row) for prompt, row in values.items() if row}
 
 
 def _mean_by_position(rows: Sequence[Sequence[float]]) -> list[float]:

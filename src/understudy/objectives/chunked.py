@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from understudy.objectives.laws import Head, Law
 from understudy.objectives.reduce import weighted_sum
-from understudy.objectives.rows import RowLoss
+from understudy.objectives.rows import Given, RowLoss, loss_column, require_values
 from understudy.objectives.shapes import require_rows, require_tokens, wide_log_softmax
 from understudy.objectives.tiles import Walk, default_rows_per_tile, rows_between, walk_tiles, wide_zeros
 
@@ -27,6 +27,7 @@ def loss_from_hidden(
     law: Law | None,
     token_N: Tensor | None = None,
     uniform_N: Tensor | None = None,
+    given_N: Given | None = None,
     rows_per_tile: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The weighted sum of a row loss over N rows, and its value at each row.
@@ -61,15 +62,18 @@ def loss_from_hidden(
         law: the expert's law at the same N rows, or None for a loss of tokens alone.
         token_N: [N] ids in 0..V - 1, or None.
         uniform_N: [N] uniform numbers in [0, 1), or None.
+        given_N: more fields of `Rows`, each [N]; constants.
         rows_per_tile: rows of one tile; None chooses by V and device. It moves results by rounding only.
     Returns:
         loss: scalar with a graph, 0 where there is nothing to train on; at least float32.
-        value_N: [N] in nats, without a graph, unweighted: also at rows of weight 0.
+        value_N: [N] in nats, without a graph, unweighted: also at rows of weight 0. [N, 1 + K] for a
+            `rows.Watched` loss: the value and its reports.
     Raises:
         ValueError: lengths, vocabularies or ids do not fit each other.
     """
     student_head = student_head.gathered()
     num_rows, vocab_size = student_hidden_ND.shape[0], student_head.weight_VD.shape[0]
+    given_N = _require_given(num_rows, given_N)
     _require_fit(num_rows, vocab_size, weight_N, law, token_N, uniform_N)
     if rows_per_tile is None:
         rows_per_tile = default_rows_per_tile(vocab_size, student_hidden_ND.device)
@@ -82,6 +86,7 @@ def loss_from_hidden(
         law=law,
         token_N=token_N,
         uniform_N=uniform_N,
+        given_N=given_N,
         rows_per_tile=rows_per_tile,
         operand_dtype=_operand_dtype(student_hidden_ND),
         is_grad_enabled=torch.is_grad_enabled(),
@@ -100,6 +105,7 @@ def loss_from_logits(
     law: Law | None,
     token_N: Tensor | None = None,
     uniform_N: Tensor | None = None,
+    given_N: Given | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`loss_from_hidden` for logits that are held whole: the same two results by plain autograd.
 
@@ -113,14 +119,15 @@ def loss_from_logits(
         ValueError: lengths, vocabularies or ids do not fit each other.
     """
     num_rows, vocab_size = student_logits_NV.shape
+    given_N = _require_given(num_rows, given_N)
     _require_fit(num_rows, vocab_size, weight_N, law, token_N, uniform_N)
     # The same numbers everywhere, a gradient only where it counts: 0 * inf inside a row of weight 0 would be
     # NaN.
     trained_NV = student_logits_NV.where(weight_N[:, None] != 0, student_logits_NV.detach())
-    rows = rows_between(law, token_N, uniform_N, 0, num_rows)
+    rows = rows_between(law, token_N, uniform_N, given_N, 0, num_rows)
     value_N = row_loss(wide_log_softmax(trained_NV), rows)
-    require_rows(num_rows, row_loss=value_N)
-    return weighted_sum(value_N, weight_N), value_N.detach()
+    require_values(row_loss, value_N, num_rows)
+    return weighted_sum(loss_column(value_N), weight_N), value_N.detach()
 
 
 class _LossFromHidden(torch.autograd.Function):
@@ -141,7 +148,7 @@ class _LossFromHidden(torch.autograd.Function):
         # find.
         with torch.autocast(hidden_ND.device.type, enabled=False):
             value_N = walk_tiles(hidden_ND, walk, grads)
-            loss = weighted_sum(value_N, walk.weight_N)
+            loss = weighted_sum(loss_column(value_N), walk.weight_N)
         ctx.grads = grads
         ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
         ctx.mark_non_differentiable(value_N)
@@ -167,6 +174,12 @@ def _operand_dtype(hidden_ND: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(device_type) and hidden_ND.dtype != torch.float64:
         return torch.get_autocast_dtype(device_type)
     return hidden_ND.dtype
+
+
+def _require_given(num_rows: int, given_N: Given | None) -> Given:
+    given_N = {} if given_N is None else {name: value_N.detach() for name, value_N in given_N.items()}
+    require_rows(num_rows, **given_N)
+    return given_N
 
 
 def _require_fit(

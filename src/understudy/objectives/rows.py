@@ -5,10 +5,12 @@ n rows of one tile, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from understudy.objectives.shapes import require_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,11 +19,18 @@ class Rows:
 
     `expert_logp_nV`: the expert's law. `token_n`: a given token (of the data, of the rollout, or drawn from
     the expert). `uniform_n`: a number in [0, 1) a row, for losses that draw a token from the student itself.
+    `advantage_n`: how much better the token turned out than expected, any unit. `old_logp_n`: the token's log-probability
+    under the law that drew it; `reference_logp_n`: under the law that the student should stay near. `loss_n`: the value
+    that the loss has at the row, where it is known beforehand.
     """
 
     expert_logp_nV: Tensor | None = None
     token_n: Tensor | None = None
     uniform_n: Tensor | None = None
+    advantage_n: Tensor | None = None
+    old_logp_n: Tensor | None = None
+    reference_logp_n: Tensor | None = None
+    loss_n: Tensor | None = None
 
     def required(self, name: str) -> Tensor:
         """The tensor of that name. ValueError if it was not given."""
@@ -34,4 +43,42 @@ class Rows:
 
 
 RowLoss = Callable[[Tensor, Rows], Tensor]
-"""(student_logp_nV with gradient, rows) -> value_n in nats: one number a row, ungated and unreduced."""
+"""(student_logp_nV with gradient, rows) -> value_n in nats: one number a row, ungated and unreduced.
+
+A `Watched` loss gives [n, 1 + K]: the value, then what it reports.
+"""
+
+Given = Mapping[str, Tensor]
+"""Names of `Rows` fields -> [N]: what is known of every row besides law, token and uniform number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """A row loss that reports, beside its value, what it saw on the way: what is logged then costs no second pass.
+
+    `function`: (student_logp_nV, rows) -> [n, 1 + K], first the value, then a column for each name, without a graph.
+    """
+
+    function: RowLoss
+    names: tuple[str, ...]
+
+    def __call__(self, student_logp_nV: Tensor, rows: Rows) -> Tensor:
+        return self.function(student_logp_nV, rows)
+
+
+def num_columns(row_loss: RowLoss) -> int:
+    """Columns of what the loss returns; 0 where it returns one number a row."""
+    return 1 + len(row_loss.names) if isinstance(row_loss, Watched) else 0
+
+
+def require_values(row_loss: RowLoss, value: Tensor, num_rows: int) -> None:
+    """Raise ValueError unless the loss gave one number a row, or its columns if it is `Watched`."""
+    columns = num_columns(row_loss)
+    if columns and tuple(value.shape) == (num_rows, columns):
+        return
+    require_rows(num_rows, row_loss=value)
+
+
+def loss_column(value: Tensor) -> Tensor:
+    """The loss itself, [n], of what a row loss returns."""
+    return value if value.dim() == 1 else value[:, 0]

@@ -17,8 +17,8 @@ from understudy.objectives.closed_forms import ClosedForm, Outcome, closed_form
 from understudy.objectives.laws import Head, HeadLaw, Law
 from understudy.objectives.products import add_weight_grad, gradient_dtype, hidden_grad_into, logits_into
 from understudy.objectives.reduce import weighted_sum
-from understudy.objectives.rows import RowLoss, Rows
-from understudy.objectives.shapes import require_rows, wide_log_softmax
+from understudy.objectives.rows import Given, RowLoss, Rows, loss_column, num_columns, require_values
+from understudy.objectives.shapes import wide_log_softmax
 
 TILE_BYTES_CPU = 2 * 2**20
 """Size of one [n, V] float32 tile of a small vocabulary on a CPU: flat from 1 to 8 MiB."""
@@ -49,6 +49,7 @@ class Walk:
     law: Law | None
     token_N: Tensor | None
     uniform_N: Tensor | None
+    given_N: Given
     rows_per_tile: int
     operand_dtype: torch.dtype
     is_grad_enabled: bool
@@ -65,7 +66,8 @@ def walk_tiles(hidden_ND: Tensor, walk: Walk, grads: Grads) -> Tensor:
     head = _cast_head(walk.head, walk.operand_dtype)
     num_rows, vocab_size = hidden_ND.shape[0], head.weight_VD.shape[0]
     wide = torch.promote_types(walk.operand_dtype, torch.float32)
-    value_N = hidden_ND.new_empty(num_rows, dtype=wide)
+    columns = num_columns(walk.row_loss)
+    value_N = hidden_ND.new_empty((num_rows, columns) if columns else num_rows, dtype=wide)
     has_left_out = bool((walk.weight_N == 0).any())
     form = _fitting_form(walk)
     tile_rows = min(walk.rows_per_tile, num_rows)
@@ -82,7 +84,7 @@ def walk_tiles(hidden_ND: Tensor, walk: Walk, grads: Grads) -> Tensor:
             wants_grad=any(grad is not None for grad in grads),
         )
         if form is None:
-            rows = rows_between(walk.law, walk.token_N, walk.uniform_N, start, stop)
+            rows = rows_between(walk.law, walk.token_N, walk.uniform_N, walk.given_N, start, stop)
             value_N[start:stop], grad_nV = _by_autograd(walk.row_loss, tile, rows)
         else:
             given = _given(walk, expert, start, stop)
@@ -96,13 +98,14 @@ def walk_tiles(hidden_ND: Tensor, walk: Walk, grads: Grads) -> Tensor:
 
 
 def rows_between(
-    law: Law | None, token_N: Tensor | None, uniform_N: Tensor | None, start: int, stop: int
+    law: Law | None, token_N: Tensor | None, uniform_N: Tensor | None, given_N: Given, start: int, stop: int
 ) -> Rows:
     """What a row loss may look at in rows start..stop."""
     return Rows(
         expert_logp_nV=None if law is None else law.logp(start, stop),
         token_n=None if token_N is None else token_N[start:stop],
         uniform_n=None if uniform_N is None else uniform_N[start:stop],
+        **{name: value_N[start:stop] for name, value_N in given_N.items()},
     )
 
 
@@ -228,8 +231,8 @@ def _by_autograd(row_loss: RowLoss, tile: _Tile, rows: Rows) -> tuple[Tensor, Te
     with torch.set_grad_enabled(tile.wants_grad):
         product_nV = tile.product_nV.detach().requires_grad_(tile.wants_grad)
         value_n = row_loss(wide_log_softmax(tile.head.finish(product_nV)), rows)
-        require_rows(product_nV.shape[0], row_loss=value_n)
-        total = weighted_sum(value_n, tile.weight_n)
+        require_values(row_loss, value_n, product_nV.shape[0])
+        total = weighted_sum(loss_column(value_n), tile.weight_n)
     if not tile.wants_grad:
         return value_n, None
     if not total.requires_grad:

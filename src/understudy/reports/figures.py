@@ -31,6 +31,7 @@ from understudy.reports.drawing import (
     tidy,
 )
 from understudy.reports.folders import CompareData, number
+from understudy.reports.metrics import metric_named
 from understudy.reports.series import (
     Group,
     Source,
@@ -43,7 +44,6 @@ from understudy.reports.series import (
 )
 from understudy.reports.tables import (
     AXES,
-    METRICS,
     final_metric,
     format_value,
     metric_of,
@@ -98,9 +98,10 @@ def draw_curves(axes: Axes, source: Source, metric: str, axis: str) -> None:
     x_label = f"{axis_words} after the warm start" if has_warm_start else axis_words
     tidy(axes, x_label=x_label, y_label=unit, title=f"{name} by {axis_words}")
     count_axis(axes)
-    if metric in METRICS and METRICS[metric].is_rate:
+    known = metric_named(metric)
+    if known is not None and known.is_rate:
         axes.set_ylim(-0.03, 1.03)
-    elif metric in METRICS:
+    elif known is not None:
         axes.set_ylim(0, 1.06 * max(float(np.max(y)) for _, curves in drawn for _, y in curves) + 1e-9)
     if len(ends) <= MAX_LABELS:
         label_ends(axes, ends)
@@ -131,7 +132,7 @@ def position_figure(source: Source, metric: str = "accuracy_greedy") -> Figure:
             )
             top = max(top, float(np.nanmax(table[step], initial=0.0)))
     longest = max(len(row) for table in tables for row in table.values())
-    is_rate = metric in METRICS and METRICS[metric].is_rate
+    is_rate = _is_rate(metric)
     for panel in panels:
         panel.set_xlim(0.5, longest + 0.5)
         panel.set_ylim(*((-0.04, 1.04) if is_rate else (0, 1.06 * top + 1e-9)))
@@ -157,7 +158,7 @@ def moving_front(source: Source, metric: str | None = None) -> Figure:
     if not groups:
         raise DataError(f"expected evaluations with by_position {metric!r}, no run here has any.")
     tables = [position_table(group, metric) for group in groups]
-    is_rate = metric in METRICS and METRICS[metric].is_rate
+    is_rate = _is_rate(metric)
     top = (
         1.0
         if is_rate
@@ -307,7 +308,8 @@ def _shade_warm_start(axes: Axes, groups: Sequence[Group], metric: str, counter:
         end = max((number(record, counter) for record in warm.evals), default=0.0)
         x = [number(record, counter) - end for record in warm.evals]
         axes.plot(x, [metric_of(record, metric).value for record in warm.evals], color=FAINT, linewidth=1.0)
-    is_rising = metric not in METRICS or METRICS[metric].is_higher_better
+    known = metric_named(metric)
+    is_rising = known is None or known.is_higher_better
     axes.text(
         -left / 2,
         0.97 if is_rising else 0.03,
@@ -370,11 +372,16 @@ def _edges(steps: Sequence[int]) -> np.ndarray:
     return np.concatenate([[2 * centers[0] - middle[0]], middle, [2 * centers[-1] - middle[-1]]])
 
 
+def _is_rate(metric: str) -> bool:
+    known = metric_named(metric)
+    return known is not None and known.is_rate
+
+
 def _worded(name: str, unit: str) -> str:
     return f"{name} ({unit})" if unit else name
 
 
 def _names(metric: str) -> tuple[str, str]:
     """Title and unit of a metric; one that the reports do not know keeps its own name."""
-    known = METRICS.get(metric)
+    known = metric_named(metric)
     return (known.title, known.unit) if known else (metric, "")

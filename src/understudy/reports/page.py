@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from understudy.errors import DataError
+from understudy.reports.discrepancy import RECORD as DISCREPANCY
+from understudy.reports.discrepancy import write_discrepancy_report
 from understudy.reports.figures import (
     STORY,
     learning_curves,
@@ -23,12 +25,20 @@ from understudy.reports.figures import (
 )
 from understudy.reports.folders import CompareData, RunData, load_compare, load_run, number
 from understudy.reports.html import document, embedded, replace
+from understudy.reports.metrics import (
+    METRICS,
+    as_file_name,
+    evaluation_sets,
+    in_order,
+    metric_named,
+    of_samples,
+)
+from understudy.reports.rewards import has_rewards, reward_figure
 from understudy.reports.samples import STYLE as SAMPLE_STYLE
 from understudy.reports.samples import render_samples
 from understudy.reports.series import groups_of, phase_seconds, position_table
 from understudy.reports.tables import (
     AXES,
-    METRICS,
     compare_rows,
     format_value,
     metric_names,
@@ -40,6 +50,8 @@ from understudy.reports.theory import holds_theory
 from understudy.reports.theory_page import write_theory_report
 
 CURVE_METRICS = ("accuracy_greedy", "accuracy_sampled", "validation_loss_nats", "expert_kl_nats")
+FURTHER_AXES = ("trajectories", "steps")
+"""What metrics of k samples and of further evaluation sets are drawn by: there may be many of them."""
 POSITION_METRICS = ("accuracy_greedy", "expert_kl_nats")
 
 GUIDES = {
@@ -64,6 +76,10 @@ GUIDES = {
         "upwards is a front: later positions are learnt only after the earlier ones. White: the method "
         "was not trained that long."
     ),
+    "reward": (
+        "Means of neighbouring optimiser steps. A group is the responses to one prompt: where all earn the same it teaches "
+        "nothing. Entropy that falls to 0 before the reward has risen leaves nothing to choose from."
+    ),
     "time": (
         "Each bar adds up the measured phases: collecting trajectories, labelling by the expert, "
         "training, evaluating, writing checkpoints."
@@ -85,23 +101,26 @@ TAB_STYLE = """
 def write_report(folder: str | Path) -> Path:
     """Write `report.html` and `figures/*.png` into a run or compare folder; returns the path of the page.
 
-    A folder of the theory lab gets its page, too, with each `figure.png` beside its record. Each file is replaced in
-    one step: a report that fails half-way leaves the older one whole.
+    A folder of the theory lab or of `discrepancy` gets its page, too, with each `figure.png` beside its record. Each
+    file is replaced in one step: a report that fails half-way leaves the older one whole.
 
     Raises:
-        DataError: the folder holds neither `compare.json` nor `metrics.jsonl` nor `theory.json`, or one of them is
-            malformed.
+        DataError: the folder holds none of `compare.json`, `metrics.jsonl`, `theory.json` and `discrepancy.json`, or one of
+            them is malformed.
     """
     folder = Path(folder)
     if (folder / "compare.json").is_file():
         data: CompareData | RunData = load_compare(folder)
     elif (folder / "metrics.jsonl").is_file():
         data = load_run(folder)
+    elif (folder / DISCREPANCY).is_file():
+        return write_discrepancy_report(folder)
     elif holds_theory(folder):
         return write_theory_report(folder)
     else:
         raise DataError(
-            f"expected a folder with compare.json, metrics.jsonl or theory.json, found none of them in {folder}."
+            "expected a folder with compare.json, metrics.jsonl, theory.json or discrepancy.json, found none of them "
+            f"in {folder}."
         )
     page = folder / "report.html"
     replace(page, _page(data, folder / "figures").encode("utf-8"))
@@ -117,7 +136,7 @@ def _page(data: CompareData | RunData, figures: Path) -> str:
         body.append(_unfinished(data))
     if runs:
         body += [_story(data, figures), _learning(data, runs, figures), _positions(data, figures)]
-        body += [_time(data, figures), render_samples(data)]
+        body += [_reward(data, figures), _time(data, figures), render_samples(data)]
     else:
         body.append("<p>No cell is done yet: there is nothing to draw.</p>")
     return document(title, body, style=TAB_STYLE + _tab_style() + SAMPLE_STYLE)
@@ -158,8 +177,7 @@ def _results(data: CompareData | RunData) -> str:
     is_compare = isinstance(data, CompareData)
     rows = compare_rows(data) if is_compare else run_rows(data)
     over = "seeds" if is_compare else "prompts"
-    names = [name for name in METRICS if any(name in row["metrics"] for row in rows)]
-    names += sorted({name for row in rows for name in row["metrics"]} - set(METRICS))
+    names = in_order(name for row in rows for name in row["metrics"])
     budgets = {"trajectories": "trajectories", "expert_queries": "expert queries"}
     budgets |= {"optimizer_steps": "steps", "cpu_seconds": "processor seconds"}
     heads = ["method", *(["seeds"] if is_compare else []), *budgets.values(), *map(_titled, names)]
@@ -207,19 +225,23 @@ def _story(data: CompareData | RunData, figures: Path) -> str:
 def _learning(data: CompareData | RunData, runs: Sequence[RunData], figures: Path) -> str:
     records = [record for run in runs for record in run.evals]
     parts = []
-    for metric in CURVE_METRICS:
+    for metric in _curve_metrics(runs):
         tabs = []
-        for axis, (counter, words) in AXES.items():
+        title = _title(metric)
+        axes = (
+            AXES if metric in CURVE_METRICS else {axis: AXES[axis] for axis in FURTHER_AXES if axis in AXES}
+        )
+        for axis, (counter, words) in axes.items():
             points = [
                 number(record, counter) + number(record, "metrics", metric, "value") for record in records
             ]
             if all(math.isnan(point) for point in points):
                 continue
-            name = f"{METRICS[metric].title} by {words}"
-            path = figures / f"learning_{metric}_by_{axis}.png"
+            name = f"{title} by {words}"
+            path = figures / f"learning_{as_file_name(metric)}_by_{axis}.png"
             tabs.append((words, embedded(learning_curves(data, metric, axis), path, name)))
         if tabs:
-            parts.append(f"<h3>{escape(METRICS[metric].title)}</h3>{_tabs(f'tab-{metric}', tabs)}")
+            parts.append(f"<h3>{escape(title)}</h3>{_tabs(f'tab-{as_file_name(metric)}', tabs)}")
     return f"<h2>Learning curves</h2>{''.join(parts)}{_guide('curves')}" if parts else ""
 
 
@@ -240,6 +262,15 @@ def _positions(data: CompareData | RunData, figures: Path) -> str:
         )
         html += f"<h2>The moving front</h2>{image}{_guide('front')}"
     return html
+
+
+def _reward(data: CompareData | RunData, figures: Path) -> str:
+    if not has_rewards(data):
+        return ""
+    image = embedded(
+        reward_figure(data), figures / "reward.png", "Reward, length, entropy and silent groups by step"
+    )
+    return f"<h2>Learning from reward</h2>{image}{_guide('reward')}"
 
 
 def _time(data: CompareData | RunData, figures: Path) -> str:
@@ -283,9 +314,29 @@ def _value_cell(entry: dict[str, Any] | None, name: str) -> str:
 
 
 def _titled(name: str) -> str:
-    if name not in METRICS:
+    metric = metric_named(name)
+    if metric is None:
         return name
-    return METRICS[name].title + (f" ({METRICS[name].unit})" if METRICS[name].unit else "")
+    return metric.title + (f" ({metric.unit})" if metric.unit else "")
+
+
+def _title(name: str) -> str:
+    metric = metric_named(name)
+    return name if metric is None else metric.title
+
+
+def _curve_metrics(runs: Sequence[RunData]) -> list[str]:
+    """What is drawn over training: of the samples the largest k alone, of each evaluation set its accuracies and its loss."""
+    found = metric_names(runs)
+    largest = {name.partition("@")[0]: name for name in of_samples(found)}
+    further = [
+        name
+        for names in evaluation_sets(found).values()
+        for name in names
+        if name.rpartition("/")[2] in ("accuracy_greedy", "accuracy_sampled", "validation_loss_nats")
+    ]
+    kept = [name for what, name in largest.items() if what != "avg"]
+    return [*CURVE_METRICS, *kept, *further]
 
 
 def _plain(value: Any) -> str:

@@ -41,7 +41,12 @@ def _of_run(label: str, run: RunData, *, is_open: bool) -> str:
     html = ""
     for step in dict.fromkeys([*steps[-1:], *steps[:1]]):
         samples = [sample for sample in run.samples if number(sample, "step") == step]
-        html += f"<h3>step {step:.0f}</h3>" + "".join(_one(sample) for sample in samples[:MAX_SAMPLES])
+        by_set: dict[str, list[dict[str, Any]]] = {}
+        for sample in samples:
+            by_set.setdefault(str(sample.get("set") or ""), []).append(sample)
+        for of_set, found in by_set.items():
+            where = f", evaluation set {escape(of_set)}" if of_set else ""
+            html += f"<h3>step {step:.0f}{where}</h3>" + "".join(_one(s) for s in found[:MAX_SAMPLES])
     seed = "" if run.seed is None else f", seed {run.seed}"
     return f"<details{' open' if is_open else ''}><summary>{escape(label)}{seed}</summary>{html}</details>"
 

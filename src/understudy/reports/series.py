@@ -12,7 +12,8 @@ import numpy as np
 from understudy.evaluation.statistics import mean_interval
 from understudy.reports.drawing import method_style
 from understudy.reports.folders import CompareData, RunData, final_counter, number
-from understudy.reports.tables import METRICS, metric_of
+from understudy.reports.metrics import metric_named
+from understudy.reports.tables import metric_of
 
 Source = CompareData | RunData | Sequence[RunData]
 """What every figure takes: a comparison, one run, or runs that are grouped by their method."""
@@ -80,7 +81,8 @@ def mean_curve(
     values = np.array([np.interp(x, *curve) for curve in curves])
     if len(curves) < 3:
         return x, values.mean(axis=0), None, None
-    bounds = METRICS[metric].bounds if metric in METRICS else None
+    known = metric_named(metric)
+    bounds = None if known is None else known.bounds
     estimates = [mean_interval(column.tolist(), bounds=bounds) for column in values.T]
     low, high = (np.array([getattr(estimate, side) for estimate in estimates]) for side in ("low", "high"))
     return x, values.mean(axis=0), low, high

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -25,6 +24,7 @@ from understudy.reports.folders import (
     load_run,
     number,
 )
+from understudy.reports.metrics import METRICS, Metric, evaluation_sets, in_order, metric_named, of_samples
 
 __all__ = [
     "AXES",
@@ -38,6 +38,7 @@ __all__ = [
     "format_value",
     "load_compare",
     "load_run",
+    "metric_named",
     "metric_names",
     "metric_of",
     "over_seeds",
@@ -47,36 +48,6 @@ __all__ = [
     "takeaway",
 ]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """How a metric is named, bounded and read."""
-
-    title: str
-    unit: str
-    bounds: tuple[float, float]
-    is_higher_better: bool
-
-    @property
-    def is_rate(self) -> bool:
-        return self.bounds == (0.0, 1.0)
-
-
-RATE, NATS = (0.0, 1.0), (0.0, math.inf)
-METRICS: dict[str, Metric] = {
-    "accuracy_greedy": Metric(title="Greedy accuracy", unit="", bounds=RATE, is_higher_better=True),
-    "accuracy_sampled": Metric(title="Accuracy sampled at T=1", unit="", bounds=RATE, is_higher_better=True),
-    "teacher_forced_accuracy": Metric(
-        title="Teacher-forced accuracy", unit="", bounds=RATE, is_higher_better=True
-    ),
-    "validation_loss_nats": Metric(title="Validation loss", unit="nats", bounds=NATS, is_higher_better=False),
-    "expert_kl_nats": Metric(title="KL(expert || student)", unit="nats", bounds=NATS, is_higher_better=False),
-    "reverse_expert_kl_nats": Metric(
-        title="KL(student || expert)", unit="nats", bounds=NATS, is_higher_better=False
-    ),
-}
-"""The metrics a report knows, in the order it shows them. Others in `metrics.jsonl` are aggregated without
-bounds."""
 
 AXES: dict[str, tuple[str, str]] = {
     "trajectories": ("trajectories", "training trajectories"),
@@ -97,7 +68,7 @@ BUDGET = {
 def metric_names(runs: Iterable[RunData]) -> list[str]:
     """The metrics that any evaluation of any run has, known ones first."""
     found = {name for run in runs for record in run.evals for name in (record.get("metrics") or {})}
-    return [name for name in METRICS if name in found] + sorted(found - set(METRICS))
+    return in_order(found)
 
 
 def compare_rows(compare: CompareData) -> list[dict[str, Any]]:
@@ -148,14 +119,15 @@ def over_seeds(name: str, per_seed: Sequence[Estimate]) -> Estimate:
     if not present:
         return Estimate(math.nan, None, None, 0)
     values = [estimate.value for estimate in present]
-    metric = METRICS.get(name)
+    metric = metric_named(name)
     if metric is not None and metric.is_rate:
         return rate_over_seeds(values, min(estimate.n for estimate in present))
     return mean_interval(values, bounds=None if metric is None else metric.bounds)
 
 
 def render_compare(rows: Sequence[dict[str, Any]], console: Console, *, interval_over: str = "seeds") -> None:
-    """Print the rows as a table, with one line below it that says what to take from it."""
+    """Print the rows as a table, with one line below it that says what to take from it; then what several samples a prompt
+    gave, and what each further evaluation set did."""
     names = [name for name in METRICS if any(name in row["metrics"] for row in rows)]
     is_wide = console.width >= 110
     if not is_wide:
@@ -165,18 +137,37 @@ def render_compare(rows: Sequence[dict[str, Any]], console: Console, *, interval
     if is_wide:
         budgets = {"trajectories": "trajec-\ntories", "expert_queries": "expert\nqueries"}
         budgets |= {"optimizer_steps": "steps", "cpu_seconds": "cpu\nseconds"}
+    console.print(_table(rows, names, {"seeds": "seeds", **budgets}))
+    console.print(Text(takeaway(rows, interval_over=interval_over), style="italic"))
+    _render_further(rows, console, max_columns=8 if is_wide else 4)
+
+
+def _render_further(rows: Sequence[dict[str, Any]], console: Console, *, max_columns: int) -> None:
+    """Tables of their own, so that none gets too wide: no column of a metric is left out."""
+    found = {name for row in rows for name in row["metrics"]}
+    groups = {"Several samples a prompt": of_samples(found)}
+    groups |= {f"On the evaluation set {of_set}": names for of_set, names in evaluation_sets(found).items()}
+    for title, names in groups.items():
+        for start in range(0, len(names), max_columns):
+            console.print(Text(f"\n{title}{', continued' if start else ''}", style="bold"))
+            console.print(_table(rows, names[start : start + max_columns], {}))
+
+
+def _table(rows: Sequence[dict[str, Any]], names: Sequence[str], budgets: Mapping[str, str]) -> Table:
+    """One row a method: the columns of `budgets` (seeds, or a key of the row's budget) and those of the metrics."""
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("method", no_wrap=True)
-    for header in ("seeds", *budgets.values()):
+    for header in budgets.values():
         table.add_column(header, justify="right", no_wrap=True)
     for name in names:
-        table.add_column(_header(METRICS[name]), justify="right", no_wrap=True)
+        metric = METRICS.get(name.rpartition("/")[2]) or metric_named(name)
+        assert metric is not None
+        table.add_column(_header(metric), justify="right", no_wrap=True)
     for row in rows:
         seeds = f"{row['seeds']} of {row['seeds'] + row['failed']}" if row["failed"] else str(row["seeds"])
-        numbers = [Text(short_number(row["budget"][key])) for key in budgets]
-        table.add_row(Text(row["method"]), seeds, *numbers, *(_cell_text(row, name) for name in names))
-    console.print(table)
-    console.print(Text(takeaway(rows, interval_over=interval_over), style="italic"))
+        numbers = [Text(seeds if key == "seeds" else short_number(row["budget"][key])) for key in budgets]
+        table.add_row(Text(row["method"]), *numbers, *(_cell_text(row, name) for name in names))
+    return table
 
 
 def takeaway(rows: Sequence[dict[str, Any]], *, interval_over: str = "seeds") -> str:
@@ -213,7 +204,8 @@ def short_number(value: float | None) -> str:
 
 def format_value(name: str, value: float) -> str:
     """A metric's value as the reports print it: rates with two decimals, nats with three."""
-    return f"{value:.2f}" if name in METRICS and METRICS[name].is_rate else f"{value:.3f}"
+    metric = metric_named(name)
+    return f"{value:.2f}" if metric is not None and metric.is_rate else f"{value:.3f}"
 
 
 def _cell_text(row: dict[str, Any], name: str) -> Text:

@@ -94,7 +94,8 @@ def collect(
 
 
 def _slots(sources: Sources, this: Round) -> list[_Slot]:
-    prompts = sources.task.prompts("train", this.first_prompt, this.num_prompts)
+    numbers = _numbers(sources, this)
+    prompts = [p for first, count in _runs(numbers) for p in sources.task.prompts("train", first, count)]
     per = sources.samples_per_prompt
     used: Counter[str] = Counter()
     slots = []
@@ -106,9 +107,22 @@ def _slots(sources: Sources, this: Round) -> list[_Slot]:
                 draws = (
                     (sources.seed, "rollout", "every round", prompt.id, index) if sources.is_coupled else name
                 )
-                slots.append(_Slot(this.first_prompt + i, prompt, sample, index, name, draws))
+                slots.append(_Slot(numbers[i], prompt, sample, index, name, draws))
         used[prompt.id] += 1
     return slots
+
+
+def _numbers(sources: Sources, this: Round) -> list[int]:
+    """Which training prompts this round holds; fixed data may be shorter than the run, and then comes again."""
+    numbers = range(this.first_prompt, this.first_prompt + this.num_prompts)
+    offline = sources.offline
+    return [offline.number(n) for n in numbers] if isinstance(offline, OfflineData) else list(numbers)
+
+
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """(first, how many) of each stretch of numbers that follow one another."""
+    starts = [i for i, n in enumerate(numbers) if i == 0 or n != numbers[i - 1] + 1]
+    return [(numbers[i], j - i) for i, j in zip(starts, [*starts[1:], len(numbers)], strict=True)]
 
 
 def _fixed(sources: Sources, this: Round, slots: Sequence[_Slot]) -> list[Trajectory]:
@@ -120,8 +134,13 @@ def _fixed(sources: Sources, this: Round, slots: Sequence[_Slot]) -> list[Trajec
         rows = [reference_response(s.prompt) for s in slots]
     else:
         per = sources.samples_per_prompt
-        block = offline.responses(this.first_prompt, this.num_prompts)
-        rows = [block[(s.prompt_number - this.first_prompt) * per + s.sample] for s in slots]
+        found = {
+            first + i // per: block[i : i + per]
+            for first, count in _runs(_numbers(sources, this))
+            for block in [offline.responses(first, count)]
+            for i in range(0, len(block), per)
+        }
+        rows = [found[s.prompt_number][s.sample] for s in slots]
     return [
         as_trajectory(s.prompt, s.sample_index, response, round=this.number)
         for s, response in zip(slots, rows, strict=True)

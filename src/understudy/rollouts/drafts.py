@@ -46,6 +46,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from understudy.records import Prompt
+from understudy.rollouts.draws import Truncation
 from understudy.rollouts.sampler import Decoder, Limits, Response, sample_all
 
 Source = Literal["last", "expert", "reference"]
@@ -213,13 +214,14 @@ def sample_with_drafts(
     temperature: float,
     comes_again: bool,
     is_coupled: bool = False,
+    truncation: Truncation | None = None,
 ) -> list[Response]:
     """`sampler.sample_all` for a student who writes alone, with the book's drafts; the same tokens, sooner.
 
     Args:
         book: None: without drafts.
         slots: (prompt, which of its samples); `names[i]` is the random stream of slots[i].
-        is_coupled: see `sampler.sample`.
+        is_coupled, truncation: see `sampler.sample`.
         comes_again: these prompts will be asked for again for this use, so their responses are worth keeping.
     """
     drafts = [()] * len(slots) if book is None else book.drafts(use, slots)
@@ -232,6 +234,7 @@ def sample_with_drafts(
         temperature=temperature,
         drafts=drafts,
         is_coupled=is_coupled,
+        truncation=truncation,
     )
     if book is not None:
         written = [r.token_ids for r in responses]

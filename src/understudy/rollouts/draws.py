@@ -5,19 +5,38 @@ n rows, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from understudy.objectives.estimators import inverse_cdf
 
 
-def draw(logp_nV: Tensor, uniform_n: Tensor, temperature: float, *, is_coupled: bool = False) -> Tensor:
-    """One token a row from softmax(logp / temperature): by inverting its distribution function, or by a race if the draws
-    are to be coupled with those of a similar law; 0 is the argmax."""
+@dataclass(frozen=True, kw_only=True)
+class Truncation:
+    """Which tokens may be drawn at all: see `truncated`. For evaluation alone: training draws from the model's own law."""
+
+    top_k: int | None = None
+    top_p: float | None = None
+
+
+def draw(
+    logp_nV: Tensor,
+    uniform_n: Tensor,
+    temperature: float,
+    *,
+    is_coupled: bool = False,
+    truncation: Truncation | None = None,
+) -> Tensor:
+    """One token a row from softmax(logp / temperature), truncated if asked: by inverting its distribution function, or by a
+    race if the draws are to be coupled with those of a similar law; 0 is the argmax."""
     if temperature == 0:
         return logp_nV.argmax(dim=-1)
     if temperature != 1:
         logp_nV = (logp_nV / temperature).log_softmax(dim=-1)
+    if truncation is not None:
+        logp_nV = truncated(logp_nV, truncation)
     return race(logp_nV, uniform_n) if is_coupled else inverse_cdf(logp_nV, uniform_n)
 
 
@@ -25,6 +44,33 @@ _GROUP = 32
 """Tokens that share the draw of their first clock; a power of two. The time to draw a token is flat around it."""
 _FEW = 1024
 """Up to so many tokens it is cheaper to read every clock than to find out which ones matter."""
+
+
+@torch.no_grad()
+def truncated(logp_nV: Tensor, truncation: Truncation) -> Tensor:
+    """The law with its unlikely tokens at -inf, not normalised again (neither rule of drawing asks for it).
+
+    top_k keeps the k most likely tokens, exactly k even where some are equally likely. top_p then keeps the fewest most
+    likely of these that hold a share top_p of the mass left, the one that reaches it included, so never none. Of equally
+    likely tokens the lower id goes first. Temperature comes before both, as in the usual samplers.
+
+    Args:
+        logp_nV: natural log-probabilities, any float dtype; -inf stays so.
+    Returns:
+        the same shape and dtype.
+    Source: top-k as in arXiv:1805.04833, top-p (nucleus) as in arXiv:1904.09751; sums in float64.
+    """
+    sorted_nV, id_nV = logp_nV.sort(dim=-1, descending=True, stable=True)
+    kept_nV = torch.ones_like(sorted_nV, dtype=torch.bool)
+    if truncation.top_k is not None:
+        kept_nV[:, truncation.top_k :] = False
+    if truncation.top_p is not None:
+        prob_nV = sorted_nV.double().masked_fill(~kept_nV, -torch.inf).softmax(dim=-1)
+        before_nV = torch.zeros_like(prob_nV)
+        before_nV[:, 1:] = prob_nV.cumsum(dim=-1)[:, :-1]
+        kept_nV &= before_nV < truncation.top_p
+    kept_by_id_nV = torch.zeros_like(kept_nV).scatter(-1, id_nV, kept_nV)
+    return logp_nV.masked_fill(~kept_by_id_nV, -torch.inf)
 
 
 @torch.no_grad()

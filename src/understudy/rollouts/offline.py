@@ -43,6 +43,10 @@ class OfflineData:
     batch_size: int | None
     """Trajectories that are written side by side; None: a whole block. It does not change them."""
     decoder: Callable[[], Decoder]
+    num_prompts: int | None = None
+    """After so many prompts the first ones come again, with the same responses; None: as the task does, with new ones."""
+    num_written: int | None = None
+    """How many prompts the student's start answers at all, those that are held out included; None: no end."""
     _blocks: dict[int, list[Response]] = field(default_factory=dict, repr=False)
     _costs: dict[int, float] = field(default_factory=dict, repr=False)
 
@@ -54,6 +58,10 @@ class OfflineData:
         costs = dict(self._costs)
         self._costs.clear()
         return costs
+
+    def number(self, prompt_number: int) -> int:
+        """Which prompt stands in the place of that one."""
+        return prompt_number if self.num_prompts is None else prompt_number % self.num_prompts
 
     def responses(self, start: int, count: int) -> list[Response]:
         """The responses to prompts start .. start + count - 1, all samples of a prompt in a row."""
@@ -77,7 +85,9 @@ class OfflineData:
         return self._blocks[number]
 
     def _write(self, number: int, file: Path) -> None:
-        prompts = self.task.prompts("train", number * BLOCK_PROMPTS, BLOCK_PROMPTS)
+        first = number * BLOCK_PROMPTS
+        count = BLOCK_PROMPTS if self.num_written is None else min(BLOCK_PROMPTS, self.num_written - first)
+        prompts = self.task.prompts("train", first, count)
         repeated = [p for p in prompts for _ in range(self.samples_per_prompt)]
         # A small data set comes round again within a block: its prompts get new samples then, as in the next block.
         seen: Counter[str] = Counter()
@@ -92,6 +102,11 @@ class OfflineData:
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_description(self.folder, self.identity)
         _save(responses, repeated, file, time.process_time() - start)
+
+
+def num_trained(num_prompts: int, heldout: float) -> int:
+    """How many prompts, from the first on, are left when a share is held out; at least one on either side."""
+    return min(max(1, round(num_prompts * (1 - heldout))), num_prompts - 1)
 
 
 def offline_folder(root: Path, identity: dict[str, Any]) -> Path:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from understudy.randomness import uniforms
 from understudy.records import Finish, Prompt
-from understudy.rollouts.draws import draw
+from understudy.rollouts.draws import Truncation, draw
 
 _COMPACT_BELOW = 0.75
 """Finished rows leave the batch once fewer than this share of it is still writing (copying the cache has a price), or one of
@@ -91,6 +91,7 @@ def sample_all(
     expert_writes_BT: np.ndarray | None = None,
     drafts: Sequence[Sequence[int]] = (),
     is_coupled: bool = False,
+    truncation: Truncation | None = None,
 ) -> list[Response]:
     """`sample` for any number of prompts, at most `batch_size` side by side, each with a fresh decoder.
 
@@ -119,6 +120,7 @@ def sample_all(
             expert_writes_BT=None if expert_writes_BT is None else expert_writes_BT[rows],
             drafts=[guesses[i] for i in rows],
             is_coupled=is_coupled,
+            truncation=truncation,
         )
         found.update(zip(rows, responses, strict=True))
     return [found[i] for i in range(len(prompts))]
@@ -136,6 +138,7 @@ def sample(
     expert_writes_BT: np.ndarray | None = None,
     drafts: Sequence[Sequence[int]] = (),
     is_coupled: bool = False,
+    truncation: Truncation | None = None,
 ) -> list[Response]:
     """Let the student, the expert, or both token by token, write a response to every prompt.
 
@@ -152,6 +155,7 @@ def sample(
         drafts: a guess of each response, empty where there is none. It saves time where it is right and is replaced
             where it is wrong (see `rollouts.drafts`). Not looked at unless the student writes alone and can follow.
         is_coupled: draw so that a law a little different draws the same token from the same number mostly (`draws.race`).
+        truncation: what the student may draw; the expert, and None, leave the whole law. `logp` stays that of the whole law.
     Returns:
         one response a prompt, in their order.
     """
@@ -171,6 +175,7 @@ def sample(
         by_expert=_Table(expert_writes_BT) if expert_writes_BT is not None and len(writers) == 2 else None,
         is_student=student is not None,
         is_coupled=is_coupled,
+        truncations=[None if writer is expert else truncation for writer in writers],
     )
     book = _Book(len(prompts), limits)
     if expert is None and any(drafts) and isinstance(student, Follower):
@@ -205,17 +210,24 @@ class _Pen:
     is_student: bool
     """Whether the (first) writer is the student."""
     is_coupled: bool
+    truncations: list[Truncation | None]
 
     def choose(self, logp_nV: Tensor, row_n: Tensor, t_n: Tensor) -> Tensor:
         uniform_n = self.uniform.at(row_n, t_n)
-        return draw(logp_nV, uniform_n, self.temperatures[0], is_coupled=self.is_coupled)
+        return draw(
+            logp_nV,
+            uniform_n,
+            self.temperatures[0],
+            is_coupled=self.is_coupled,
+            truncation=self.truncations[0],
+        )
 
     def next(self, laws: list[Tensor], row_B: Tensor, at_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, their log-probabilities, and whether the student wrote them."""
         uniform_B = self.uniform.at(row_B, at_B)
         drawn = [
-            draw(law, uniform_B, temperature, is_coupled=self.is_coupled)
-            for law, temperature in zip(laws, self.temperatures, strict=True)
+            draw(law, uniform_B, temperature, is_coupled=self.is_coupled, truncation=truncation)
+            for law, temperature, truncation in zip(laws, self.temperatures, self.truncations, strict=True)
         ]
         logps = [law.gather(-1, token[:, None])[:, 0] for law, token in zip(laws, drawn, strict=True)]
         if self.by_expert is None:

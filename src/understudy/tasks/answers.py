@@ -17,7 +17,7 @@ from understudy.tasks.task import Grade
 
 Grader = Callable[[str, str], Grade]
 """(response, reference) -> grade."""
-GraderName = Literal["exact", "numeric", "gsm8k"]
+GraderName = Literal["exact", "numeric", "gsm8k", "math"]
 
 MAX_NUMBER_CHARS = 256
 """A longer number is no answer: arithmetic on it would take more than linear time."""
@@ -149,8 +149,15 @@ def grade_gsm8k(response: str, reference: str) -> Grade:
     return _grade(answer, is_correct=answer is not None and answer == gold)
 
 
+def grade_math(response: str, reference: str) -> Grade:
+    """Right if the answers are equal as mathematics: see `tasks.math`, which needs math-verify."""
+    from understudy.tasks.math import grade_math as grade  # what it starts is started when it is wanted
+
+    return grade(response, reference)
+
+
 GRADERS: Mapping[GraderName, Grader] = MappingProxyType(
-    {"exact": grade_exact, "numeric": grade_numeric, "gsm8k": grade_gsm8k}
+    {"exact": grade_exact, "numeric": grade_numeric, "gsm8k": grade_gsm8k, "math": grade_math}
 )
 
 

@@ -44,7 +44,7 @@ class JsonlTask(TextTask):
             train, validation, test: a file each; with `dataset`, the name of the data set's split instead.
             dataset, dataset_config: a data set of the hub, read through `datasets`.
             validation_rows: this many rows of train are held out for validation, chosen by `seed`.
-            grader: "exact", "numeric", "gsm8k", or a function (response, reference) -> Grade.
+            grader: "exact", "numeric", "gsm8k", "math" (through math-verify), or a function (response, reference) -> Grade.
         Raises:
             ConfigError: no split given, or validation given twice.
             DataError: rows that cannot be read or used; the message names file and line.

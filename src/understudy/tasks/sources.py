@@ -96,6 +96,23 @@ def read_hub(dataset: str, config: str | None, split: str) -> list[RawRow]:
     return rows
 
 
+def rows_of_set(rows: list[RawRow], name: str) -> list[RawRow]:
+    """The rows whose field `set` is the name of an evaluation set; "": those without one, which are of the recipe's own task.
+
+    Raises:
+        DataError: there are none.
+    """
+    found = [row for row in rows if (row.fields.get("set") or "") == name]
+    if not found:
+        there = sorted({str(row.fields.get("set") or "") for row in rows} - {""})
+        wanted = f"of the set {name!r}" if name else "without a set"
+        raise DataError(
+            f"{rows[0].where}: the file has no row {wanted}. Its field 'set' says: {', '.join(there) or 'nothing'}. "
+            "Choose with --of-set."
+        )
+    return found
+
+
 def text_field(row: RawRow, field: str) -> str:
     """A field that must hold text a tokenizer can take.
 

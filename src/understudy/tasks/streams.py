@@ -22,3 +22,24 @@ def stream(seed: int, *name: int) -> np.random.Philox:
 def permutation(seed: int, name: int, size: int) -> NDArray[np.intp]:
     """A random order of 0 .. size - 1 that depends on (seed, name, size) alone."""
     return np.argsort(np.asarray(stream(seed, name).random_raw(size)), kind="stable")
+
+
+class Dice:
+    """Small whole numbers, one after another, from a stream of its own."""
+
+    def __init__(self, seed: int, *name: int) -> None:
+        self._bits = stream(seed, *name)
+        self._raw: list[int] = []
+
+    def below(self, size: int) -> int:
+        """A number in 0 .. size - 1; off from uniform by less than size / 2**32."""
+        return (self._next() >> 32) * size >> 32
+
+    def happens(self, probability: float) -> bool:
+        """True with this probability, to within 2**-53."""
+        return (self._next() >> 11) * 2.0**-53 < probability
+
+    def _next(self) -> int:
+        if not self._raw:
+            self._raw = np.asarray(self._bits.random_raw(32)).tolist()[::-1]
+        return self._raw.pop()

@@ -95,7 +95,8 @@ class Task(Protocol):
         ...
 
     def size(self, split: Split) -> int | None:
-        """Number of prompts of the split; 0 where the task has no such split; None: endless (generated)."""
+        """Number of prompts of the split; 0 where the task has no such split; None: drawn, so endless; held-out
+        prompts that are drawn come once each, and end where there is no new one (`prompts`)."""
         ...
 
     def prompts(self, split: Split, start: int, count: int) -> list[Prompt]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from understudy.config import steps_per_round
 from understudy.evaluation.score import Evaluation
 from understudy.randomness import generator
 from understudy.records import Trajectory
@@ -15,6 +16,7 @@ from understudy.rollouts.hf import evaluating
 from understudy.rollouts.offline import OfflineData
 from understudy.schema import Recipe
 from understudy.trainer.checkpoint import Progress, save_checkpoint, save_model
+from understudy.trainer.reward import credited, reward_summary
 from understudy.trainer.setup import Clock, Setup
 from understudy.trainer.step import StepResult, optimizer_step
 from understudy.trainer.stopping import improves, stop_reason
@@ -32,12 +34,18 @@ def run_rounds(s: Setup, progress: Progress, pool: list[Trajectory]) -> tuple[st
     clock = Clock(progress, s.accelerator.device)
     evaluation = None
     if progress.step == 0:
-        evaluation = _evaluate(s, progress, clock)
-        if reason := stop_reason(s.recipe.stop, evaluation, progress):
+        evaluation, reason = _evaluate(s, progress, clock, is_end=True)
+        if reason:
             return reason, evaluation
     while progress.step < s.recipe.train.steps:
         with clock.phase("collect"), evaluating(s.model), s.accelerator.autocast():
             fresh = collect(s.sources, s.method.prefixes, s.options, _this_round(s, progress))
+            if s.objective.advantage:
+                fresh = credited(fresh, s.sources.task, s.sources.samples_per_prompt, s.options["advantage"])
+        if s.scores is not None:
+            with clock.phase("label"):
+                fresh = s.scores.scored(fresh)
+            progress.expert_queries += _new_queries(s, progress)
         drafted = _drafted(s, "rollout")
         if isinstance(s.sources.offline, OfflineData):
             for number, seconds in s.sources.offline.take_costs().items():
@@ -56,18 +64,26 @@ def run_rounds(s: Setup, progress: Progress, pool: list[Trajectory]) -> tuple[st
             s.report(progress, None)
             is_last = progress.step == s.recipe.train.steps
             if is_last or progress.step % s.recipe.evaluate.every_steps == 0:
-                evaluation = _evaluate(s, progress, clock)
-                if reason := stop_reason(s.recipe.stop, evaluation, progress):
+                evaluation, reason = _evaluate(s, progress, clock, is_end=is_last)
+                if reason:
                     return reason, evaluation
         every = s.recipe.checkpoint.every_steps
         if every and progress.step % every == 0:
             _checkpoint(s, progress, pool, clock)
     # Resumed after its last step: the evaluation is in the log already, but its values are wanted again.
-    return "max_steps", evaluation or s.evaluate()
+    return "max_steps", evaluation or s.evaluate().beside(s.evaluate_ends())
 
 
 def _prompts_per_round(recipe: Recipe) -> int:
     return recipe.train.batch_size * recipe.train.steps_per_round // recipe.train.samples_per_prompt
+
+
+def _new_queries(s: Setup, progress: Progress) -> int:
+    """Responses of this round that no round before has held, over all processes: each is scored once, for one query."""
+    log, per_round = s.sources.offline, _prompts_per_round(s.recipe)
+    assert isinstance(log, OfflineData) and log.num_prompts is not None
+    left = log.num_prompts - progress.round * per_round
+    return min(max(left, 0), per_round) * s.sources.samples_per_prompt
 
 
 def _this_round(s: Setup, progress: Progress) -> Round:
@@ -86,19 +102,30 @@ def _steps_of_round(
 ) -> Iterator[list[Trajectory]]:
     """This process's trajectories of each optimiser step of the round; which ones does not depend on how many processes."""
     train = s.recipe.train
-    num_steps = min(train.steps_per_round, train.steps - progress.step)
+    num_steps = min(steps_per_round(s.recipe), train.steps - progress.step)
     if s.method.prefixes.aggregate:
         for _ in range(num_steps):
             yield _replayed(s, progress, pool)
         return
-    per_step = train.batch_size // train.samples_per_prompt
-    processes, mine = s.accelerator.num_processes, s.accelerator.process_index
+    processes, mine, samples = (
+        s.accelerator.num_processes,
+        s.accelerator.process_index,
+        train.samples_per_prompt,
+    )
+    # Where each trajectory stands in the whole round, over all processes.
+    place = [(mine + (i // samples) * processes) * samples + i % samples for i in range(len(fresh))]
     for k in range(num_steps):
-        yield [
-            t
-            for i, t in enumerate(fresh)
-            if (mine + (i // train.samples_per_prompt) * processes) // per_step == k
-        ]
+        epoch, part = divmod(k, train.steps_per_round)
+        turn = _order(s, progress.round, epoch)
+        yield [t for t, p in zip(fresh, place, strict=True) if turn[p] // train.batch_size == part]
+
+
+def _order(s: Setup, round_number: int, epoch: int) -> Sequence[int]:
+    """When each trajectory of a round has its turn: as collected, and in every later epoch in an order of its own."""
+    count = s.recipe.train.batch_size * s.recipe.train.steps_per_round
+    if epoch == 0:
+        return range(count)
+    return generator(s.recipe.seed, "epoch", round_number, epoch).permutation(count).tolist()
 
 
 def _replayed(s: Setup, progress: Progress, pool: Sequence[Trajectory]) -> list[Trajectory]:
@@ -120,9 +147,13 @@ def _replayed(s: Setup, progress: Progress, pool: Sequence[Trajectory]) -> list[
 # --- evaluation, stopping, logs, checkpoints -----------------------------------------------------------------------------
 
 
-def _evaluate(s: Setup, progress: Progress, clock: Clock) -> Evaluation:
+def _evaluate(s: Setup, progress: Progress, clock: Clock, *, is_end: bool) -> tuple[Evaluation, str | None]:
+    """Measure, keep the best checkpoint, log; and why the run should end now, if it should."""
     with clock.phase("evaluate"):
         evaluation = s.evaluate()
+        reason = stop_reason(s.recipe.stop, evaluation, progress)
+        if is_end or reason:
+            evaluation = evaluation.beside(s.evaluate_ends())
     drafted = _drafted(s, "evaluate")
     measured = {name: found.value for name, found in evaluation.metrics.items()}
     s.accelerator.log(measured, step=progress.total_steps)
@@ -144,7 +175,7 @@ def _evaluate(s: Setup, progress: Progress, clock: Clock) -> Evaluation:
             progress.best_value, progress.best_step = value, progress.total_steps
             _save(s, s.folder / "best", clock)
     s.report(progress, evaluation)
-    return evaluation
+    return evaluation, reason
 
 
 def _drafted(s: Setup, use: str) -> DraftCounts:
@@ -182,6 +213,8 @@ def _log_step(
         "draft_acceptance_rate": drafted.acceptance_rate,
         "drafted_rate": drafted.drafted_rate,
         "read_rate": result.read_rate,
+        **result.watched,
+        **reward_summary(fresh, s.sources.samples_per_prompt),
     }
     s.journal.write("metrics", record)
     flat = {k: v for k, v in record.items() if isinstance(v, int | float)}

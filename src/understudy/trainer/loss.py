@@ -5,8 +5,8 @@ B sequences, T positions, N gated positions in row-major order, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,13 +17,16 @@ from understudy.experts.expert import Expert
 from understudy.methods import Method, Objective
 from understudy.models import head_of, hidden_states
 from understudy.objectives.chunked import loss_from_hidden
-from understudy.objectives.estimators import inverse_cdf
+from understudy.objectives.divergences import floored
+from understudy.objectives.estimators import inverse_cdf, single_label_forward_kl
 from understudy.objectives.gates import require_student_only, response_gate, student_gate
 from understudy.objectives.laws import Law
-from understudy.objectives.rows import RowLoss
+from understudy.objectives.pessimistic import Scored, bounded_score, sequence_sums
+from understudy.objectives.rows import Given, RowLoss
 from understudy.objectives.weights import uniform_weight
 from understudy.randomness import uniforms
-from understudy.records import TrainBatch
+from understudy.records import TrainBatch, Trajectory
+from understudy.trainer.collate import collate
 
 _GATES = {"response": response_gate, "student": student_gate}
 _TILE_ROWS = 4096
@@ -37,6 +40,9 @@ class Labels:
     law: Law | None
     token_N: Tensor | None
     uniform_N: Tensor | None
+    given_N: Given = field(default_factory=dict)
+    from_logp: Scored | None = None
+    """More of the same, from the log-probability [N] of each token under the student as it is."""
 
 
 def gate_of(method: Method, batch: TrainBatch) -> Tensor:
@@ -53,8 +59,8 @@ def label(
     """
     if objective.needs_student_tokens:
         require_student_only(gate_BT, batch.is_student_BT)
-    law = None
-    if objective.law or objective.token == "expert":
+    law, given_N = None, {}
+    if objective.asks_labels:
         assert expert is not None, "checked when the recipe was loaded"
         law = expert.law(batch, gate_BT)
     token_N, uniform_N = None, None
@@ -65,7 +71,80 @@ def label(
     elif objective.token == "expert":
         assert law is not None and uniform_N is not None
         token_N, law, uniform_N = draw_labels(law, uniform_N), None, None
-    return Labels(gate_BT=gate_BT, law=law, token_N=token_N, uniform_N=uniform_N)
+    if objective.advantage:
+        assert token_N is not None
+        given_N = _credit(batch, gate_BT)
+        if law is not None:
+            log_ratio_N = floored(token_logp(law, token_N)).double() - given_N["old_logp_n"]
+            given_N["advantage_n"] = given_N["advantage_n"] + objective.distil * log_ratio_N
+            law = None
+    from_logp = None
+    if objective.score:
+        from_logp = _scored(batch, gate_BT, objective)
+    return Labels(
+        gate_BT=gate_BT, law=law, token_N=token_N, uniform_N=uniform_N, given_N=given_N, from_logp=from_logp
+    )
+
+
+def _scored(batch: TrainBatch, gate_BT: Tensor, objective: Objective) -> Scored:
+    """Whole responses with the scores they have been given, weighed by who wrote them."""
+    sequence_N, count = gate_BT.nonzero()[:, 0], len(gate_BT)
+    base_N = _at_gate([t.logp for t in batch.trajectories], batch.trajectories, gate_BT)
+    score_B = torch.tensor([t.score for t in batch.trajectories], dtype=torch.float64, device=gate_BT.device)
+    return Scored(
+        sequence_N=sequence_N,
+        base_logp_B=sequence_sums(base_N, sequence_N, count),
+        score_B=score_B,
+        pessimism=objective.options["pessimism"],
+    )
+
+
+def expert_scores(
+    trajectories: Sequence[Trajectory],
+    expert: Expert,
+    *,
+    score_nats: float,
+    batch_size: int,
+    device: torch.device,
+) -> list[float]:
+    """What the expert makes of each whole response, in [0, 1]: one query each."""
+    found: dict[int, float] = {}
+    order = sorted(range(len(trajectories)), key=lambda i: len(trajectories[i].response_ids))
+    for start in range(0, len(order), batch_size):
+        piece = order[start : start + batch_size]
+        batch = collate([trajectories[i] for i in piece], device)
+        gate_BT = batch.is_response_BT
+        logp_N = floored(token_logp(expert.law(batch, gate_BT), batch.token_BT[gate_BT]))
+        expert_B = sequence_sums(logp_N, gate_BT.nonzero()[:, 0], len(piece))
+        found |= zip(piece, bounded_score(expert_B, score_nats=score_nats).tolist(), strict=True)
+    return [found[i] for i in range(len(trajectories))]
+
+
+def token_logp(law: Law, token_N: Tensor) -> Tensor:
+    """The law's log-probability of one token a row, a tile of rows at a time, [N]."""
+    tiles = [slice(i, min(i + _TILE_ROWS, law.num_rows)) for i in range(0, law.num_rows, _TILE_ROWS)]
+    found = [law.logp(t.start, t.stop).gather(-1, token_N[t, None])[:, 0] for t in tiles]
+    return torch.cat(found) if found else torch.empty(0, device=token_N.device)
+
+
+def _credit(batch: TrainBatch, gate_BT: Tensor) -> dict[str, Tensor]:
+    """Advantage of the trajectory and log-probability at the draw, of every gated token."""
+    given = {
+        "advantage_n": [[t.advantage] * len(t.response_ids) for t in batch.trajectories],
+        "old_logp_n": [t.logp for t in batch.trajectories],
+    }
+    return {name: _at_gate(rows, batch.trajectories, gate_BT) for name, rows in given.items()}
+
+
+def _at_gate(
+    rows: Sequence[Sequence[float | None]], trajectories: Sequence[Trajectory], gate_BT: Tensor
+) -> Tensor:
+    """Numbers along the responses -> the gated ones, [N] float64."""
+    value_BT = torch.zeros(gate_BT.shape, dtype=torch.float64)
+    for b, (t, row) in enumerate(zip(trajectories, rows, strict=True)):
+        start = len(t.prompt.token_ids)
+        value_BT[b, start : start + len(row)] = torch.tensor(row, dtype=torch.float64)
+    return value_BT.to(gate_BT.device)[gate_BT]
 
 
 def draw_labels(law: Law, uniform_N: Tensor) -> Tensor:
@@ -143,15 +222,34 @@ class StudentLoss(nn.Module):
         if known_BSD is None:
             known_BSD = self.hidden_states(self.model, token_BT)[:, :-1]
         hidden_ND = known_BSD[labels.gate_BT[:, 1:]]
+        head, given_N = head_of(self.model, self.vocab_size), labels.given_N
+        if labels.from_logp is not None:
+            with torch.no_grad():
+                _, nats_N = loss_from_hidden(
+                    single_label_forward_kl,
+                    hidden_ND,
+                    head,
+                    weight_N=weight_N,
+                    law=None,
+                    token_N=labels.token_N,
+                )
+            given_N = {**given_N, **labels.from_logp(-nats_N)}
         return loss_from_hidden(
             row_loss,
             hidden_ND,
-            head_of(self.model, self.vocab_size),
+            head,
             weight_N=weight_N,
             law=labels.law,
             token_N=labels.token_N,
             uniform_N=labels.uniform_N,
+            given_N=given_N,
         )
+
+
+def reference_logp(model: nn.Module, vocab_size: int, batch: TrainBatch, labels: Labels) -> Tensor:
+    """Log-probability of the labelled tokens under a model that is not trained, [N]; made just as the student's own is."""
+    found = position_values(model, vocab_size, batch, labels, {"nats": single_label_forward_kl})
+    return -found["nats"]
 
 
 @torch.no_grad()

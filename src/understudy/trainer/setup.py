@@ -11,17 +11,21 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from understudy.evaluation.score import Evaluation
 from understudy.experts.expert import Expert
 from understudy.methods import Method, Objective
 from understudy.objectives.rows import RowLoss
+from understudy.objectives.weights import Weigh
+from understudy.records import TrainBatch
 from understudy.rollouts.collect import Sources
 from understudy.schema import Recipe
 from understudy.trainer.checkpoint import Progress
 from understudy.trainer.journal import Journal
+from understudy.trainer.loss import Labels
+from understudy.trainer.reward import ScoreBook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +37,13 @@ class Setup:
     objective: Objective
     options: Mapping[str, Any]
     row_loss: RowLoss
+    weigh: Weigh
     sources: Sources
     expert: Expert | None
+    reference: Callable[[TrainBatch, Labels], Tensor] | None
+    """Log-probability of each labelled token under the weights that the run started from; None: nobody asks."""
+    scores: ScoreBook | None
+    """The expert's scores of whole responses; None: nobody asks."""
     accelerator: Accelerator
     student: nn.Module
     """`StudentLoss`, as accelerate prepared it."""
@@ -46,6 +55,8 @@ class Setup:
     journal: Journal
     stage: str
     evaluate: Callable[[], Evaluation]
+    evaluate_ends: Callable[[], Evaluation]
+    """What is measured at the start and at the end only."""
     report: Callable[[Progress, Evaluation | None], None]
     """Called after every step, and with each evaluation."""
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import DistributedType
 from torch import Tensor
 
 from understudy.errors import TrainingError
-from understudy.objectives.weights import uniform_weight
+from understudy.objectives.rows import Watched, loss_column
 from understudy.records import TrainBatch, Trajectory
 from understudy.rollouts.pieces import MIN_PIECE_TOKENS_ACCELERATOR, MIN_PIECE_TOKENS_CPU
 from understudy.trainer.budget import within_budget
@@ -39,39 +39,49 @@ class StepResult:
     """Share of the cells of the batches that was padding."""
     read_rate: float
     """Share of the tokens whose forward pass was the one that had checked their drafts."""
+    watched: Mapping[str, float]
+    """Means over the trained tokens of what the loss reports."""
 
 
 def optimizer_step(
     s: Setup, trajectories: Sequence[Trajectory], progress: Progress, clock: Clock
 ) -> StepResult:
-    """One step of AdamW on the mean loss per trained token of the whole step, over all micro-batches and processes.
+    """One step of AdamW on the weighted mean of the loss over the whole step, over all micro-batches and processes.
 
     Raises:
         TrainingError: a loss or gradient norm that is not finite; nothing has been changed by then.
     """
     accelerator, recipe = s.accelerator, s.recipe
     # A policy gradient is one of the law that drew the tokens, and that law had no dropout.
-    s.student.train(not s.objective.needs_student_tokens)
+    s.student.train(not s.objective.weighs_by_ratio)
     pieces = _pieces(s, trajectories)
     batches, was_read = [p.batch for p in pieces], [p.known_BSD is not None for p in pieces]
-    gates = [gate & (len(trajectories) > 0) for gate in (gate_of(s.method, b) for b in batches)]
-    sums = torch.tensor(
-        [sum(int(g.sum()) for g in gates), len(trajectories), sum(len(t.response_ids) for t in trajectories)],
-        device=accelerator.device,
-    )
-    num_tokens, num_trajectories, num_response = accelerator.reduce(sums, reduction="sum").tolist()  # pyright: ignore
-    total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+    gates = [gate_of(s.method, p.batch) & (not p.is_placeholder) for p in pieces]
+    weights = [s.weigh(gate_BT) for gate_BT in gates]
+    counts = [sum(int(g.sum()) for g in gates), len(trajectories)]
+    counts += [sum(len(t.response_ids) for t in trajectories), sum(w.amount for w in weights)]
+    sums = torch.tensor(counts, device=accelerator.device)
+    num_tokens, num_trajectories, num_response, denominator = accelerator.reduce(
+        sums, reduction="sum"
+    ).tolist()  # pyright: ignore
+    names = s.row_loss.names if isinstance(s.row_loss, Watched) else ()
+    total_C = torch.zeros(1 + len(names), dtype=torch.float64, device=accelerator.device)
     for i, (batch, gate_BT) in enumerate(zip(batches, gates, strict=True)):
         with clock.phase("label"):
             labels = label(batch, gate_BT, s.objective, s.expert, recipe.seed)
+            if s.reference is not None:
+                near_N = s.reference(batch, labels)
+                labels = replace(labels, given_N={**labels.given_N, "reference_logp_n": near_N})
         # Gradients are averaged over processes once, at the last micro-batch.
         joined = contextlib.nullcontext() if i + 1 == len(batches) else accelerator.no_sync(s.student)
         with clock.phase("train"), joined:
-            weight_N = uniform_weight(gate_BT[gate_BT])
+            weight_N = weights[i].weight_N
             loss, value_N = s.student(batch.token_BT, labels, s.row_loss, weight_N, pieces[i].known_BSD)
             _require_finite(value_N, gate_BT, batch, progress)
-            accelerator.backward(loss * (accelerator.num_processes / max(num_tokens, 1)))
-            total += value_N.double().sum()
+            accelerator.backward(loss * (accelerator.num_processes / max(denominator, 1)))
+            total_C[0] += (loss_column(value_N).double() * weight_N.double()).sum()
+            if names:
+                total_C[1:] += value_N[:, 1:].double().sum(dim=0)
     with clock.phase("train"):
         rate = learning_rate_at(progress.step, recipe.train.steps, recipe.optimizer)
         norm = _apply(s, rate, progress, trajectories, has_gradient=num_tokens > 0)
@@ -79,16 +89,17 @@ def optimizer_step(
     progress.response_tokens += num_response
     if _asks_expert(s):
         progress.expert_queries += num_tokens
-    loss_nats = accelerator.reduce(total, reduction="sum").item() / max(num_tokens, 1)  # pyright: ignore
+    loss_sum, *seen = accelerator.reduce(total_C, reduction="sum").tolist()  # pyright: ignore
     cells = sum(b.token_BT.numel() for b in batches)
     filled = [sum(len(t.prompt.token_ids) + len(t.response_ids) for t in b.trajectories) for b in batches]
     return StepResult(
-        loss_nats=loss_nats,
+        loss_nats=loss_sum / max(denominator, 1),
         grad_norm=norm,
         learning_rate=rate,
         trained_tokens=num_tokens,
         padding_rate=1 - sum(filled) / cells,
         read_rate=sum(n for n, is_read in zip(filled, was_read, strict=True) if is_read) / sum(filled),
+        watched={name: value / max(num_tokens, 1) for name, value in zip(names, seen, strict=True)},
     )
 
 
@@ -98,13 +109,26 @@ class _Piece:
 
     batch: TrainBatch
     known_BSD: Tensor | None = None
+    is_placeholder: bool = False
+    """One token, gate shut: nothing to train on, but a forward and a backward pass that other processes wait for."""
 
 
 def _pieces(s: Setup, trajectories: Sequence[Trajectory]) -> list[_Piece]:
+    """This process's share of the step, cut. Gradients are exchanged at each process's last piece, so there is at least one;
+    sharded weights are gathered at every one, so all processes then have as many as the one that has most."""
+    pieces = _cut(s, trajectories) if trajectories else []
+    least = 1
+    if s.accelerator.distributed_type not in FREE_TO_SPLIT:
+        counts = s.accelerator.gather(torch.tensor([len(pieces)], device=s.accelerator.device))
+        least = max(1, int(counts.max()))  # pyright: ignore[reportAttributeAccessIssue]
+    if len(pieces) < least:
+        batch = collate([_placeholder(s)], s.accelerator.device)
+        pieces += [_Piece(batch, is_placeholder=True)] * (least - len(pieces))
+    return pieces
+
+
+def _cut(s: Setup, trajectories: Sequence[Trajectory]) -> list[_Piece]:
     device, train = s.accelerator.device, s.recipe.train
-    if not trajectories:
-        # A process that has nothing to train on must still take part in the exchange of gradients: one token, gate shut.
-        return [_Piece(collate([_placeholder(s)], device))]
     read, rest = _already_read(s, trajectories)
     if not rest:
         return read
@@ -148,18 +172,21 @@ def _placeholder(s: Setup) -> Trajectory:
         finish="length",
         round=0,
         student_version=0,
+        advantage=0.0,
+        score=0.0,
     )
 
 
 def _asks_expert(s: Setup) -> bool:
     """Every trained position costs a query where the expert labels it, or wrote it for data that was asked for."""
-    if s.objective.law or s.objective.token == "expert":
+    if s.objective.asks_labels:
         return True
-    return s.method.prefixes.is_fixed_data and s.recipe.data.offline == "expert"
+    prefixes = s.method.prefixes
+    return prefixes.is_fixed_data and prefixes.writer == "expert" and s.recipe.data.offline == "expert"
 
 
 def _require_finite(value_N: Tensor, gate_BT: Tensor, batch: TrainBatch, progress: Progress) -> None:
-    bad_N = ~torch.isfinite(value_N)
+    bad_N = ~torch.isfinite(loss_column(value_N))
     if bad_N.any():
         row_N = gate_BT.nonzero()[:, 0]
         ids = sorted({batch.trajectories[r].id for r in row_N[bad_N].tolist()})
