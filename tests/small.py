@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from accelerate import Accelerator
 from rich.console import Console
@@ -27,13 +28,15 @@ from transformers import (
     Qwen3Config,
 )
 
-from understudy.build import Parts, build
+from understudy.build import Parts, build, check_context
 from understudy.config import recipe_from_table
+from understudy.errors import ConfigError
+from understudy.models import new_model
 from understudy.randomness import uniforms
 from understudy.records import Prompt, Trajectory
 from understudy.rollouts.hf import HFDecoder, evaluating
 from understudy.rollouts.sampler import Limits, Response, sample
-from understudy.schema import Recipe
+from understudy.schema import NewModel, Recipe
 from understudy.tasks.task import Grade
 from understudy.trainer.setup import Setup
 from understudy.wiring import assemble
@@ -296,3 +299,17 @@ def written(s: Setup, num_prompts: int, *, temperature: float = 1.0) -> list[Tra
             temperature=temperature,
         )
     return as_trajectories(prompts, responses, temperature=temperature)
+
+
+def assert_fits_only(
+    room: int, recipe: Recipe, task: Any, *, vocab_size: int, eos_ids: frozenset[int]
+) -> None:
+    """A context of `room` positions is enough for the longest prompt and response of the task, one less is not."""
+    for positions in (room, room - 1):
+        sizes = NewModel(family="llama", layers=1, width=16, heads=2, max_positions=positions)
+        model = new_model(sizes, vocab_size=vocab_size, eos_ids=eos_ids, seed=0)
+        if positions == room:
+            check_context(recipe, model, task)
+        else:
+            with pytest.raises(ConfigError, match=f"do not fit the student's context of {positions}"):
+                check_context(recipe, model, task)

@@ -240,11 +240,7 @@ def _offline(
     identity = {
         "task": parts.task.identity,
         "expert": parts.expert.identity,
-        "seed": recipe.seed,
-        "max_new_tokens": limits.max_new_tokens,
-        "eos_ids": sorted(limits.eos_ids),
-        "stop_strings": list(limits.stop_strings),
-        "samples_per_prompt": recipe.train.samples_per_prompt,
+        **_conditions(recipe, limits),
     }
     return OfflineData(
         folder=offline_folder(root, identity),
@@ -256,6 +252,17 @@ def _offline(
         batch_size=recipe.train.rollout_batch_size,
         decoder=parts.expert.decoder,
     )
+
+
+def _conditions(recipe: Recipe, limits: Limits) -> dict[str, Any]:
+    """What decides responses that are written once, whoever writes them."""
+    return {
+        "seed": recipe.seed,
+        "max_new_tokens": limits.max_new_tokens,
+        "eos_ids": sorted(limits.eos_ids),
+        "stop_strings": list(limits.stop_strings),
+        "samples_per_prompt": recipe.train.samples_per_prompt,
+    }
 
 
 def base_samples(
@@ -272,11 +279,7 @@ def base_samples(
     identity = {
         "task": parts.task.identity,
         "base": fingerprint(base),
-        "seed": recipe.seed,
-        "max_new_tokens": limits.max_new_tokens,
-        "eos_ids": sorted(limits.eos_ids),
-        "stop_strings": list(limits.stop_strings),
-        "samples_per_prompt": recipe.train.samples_per_prompt,
+        **_conditions(recipe, limits),
         "queries": queries,
     }
     return OfflineData(

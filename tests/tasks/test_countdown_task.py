@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 from tiny_tokenizer import END, TEMPLATE, make_tokenizer
 
-from understudy.build import build_task, check_context
+from small import assert_fits_only
+from understudy.build import build_task
 from understudy.config import recipe_from_table
 from understudy.errors import ConfigError, DataError
-from understudy.models import new_model
-from understudy.schema import NewModel
 from understudy.tasks import SPLITS, Countdown, Task, TextEncoder
 from understudy.tasks.characters import CHARACTERS, EOS_ID, VOCAB_SIZE, encode
 from understudy.tasks.countdown import (
@@ -419,18 +418,7 @@ def test_a_context_that_is_too_short_is_refused():
     task = build_task(recipe, None, frozenset())
     assert isinstance(task, Countdown)
     need = task.max_prompt_tokens + task.max_new_tokens
-    for room in (need, need - 1):
-        model = new_model(
-            NewModel(family="llama", layers=1, width=16, heads=2, max_positions=room),
-            vocab_size=24,
-            eos_ids=frozenset({23}),
-            seed=0,
-        )
-        if room == need:
-            check_context(recipe, model, task)
-        else:
-            with pytest.raises(ConfigError, match=f"do not fit the student's context of {room}"):
-                check_context(recipe, model, task)
+    assert_fits_only(need, recipe, task, vocab_size=24, eos_ids=frozenset({23}))
 
 
 def test_it_trains(tmp_path):

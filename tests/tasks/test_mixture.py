@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from tiny_tokenizer import make_tokenizer
 
-from understudy.build import build_task, build_tokenizer, check_context
+from small import assert_fits_only
+from understudy.build import build_task, build_tokenizer
 from understudy.config import recipe_from_table
 from understudy.errors import ConfigError
-from understudy.models import new_model
-from understudy.schema import NewModel
 from understudy.tasks import SPLITS, Mixture, ModularAddition, Part, Sorting, Task
 
 SAMPLE = Path(__file__).parent.parent / "data" / "countdown_sample"
@@ -148,18 +147,7 @@ def test_identity_and_limits():
     assert recipe_from_table(json.loads(json.dumps(recipe.to_table()))) == recipe
     # The longest prompt is the sorting part's, the longest response the countdown part's.
     need = Sorting().max_prompt_tokens + first.max_new_tokens
-    for room in (need, need - 1):
-        model = new_model(
-            NewModel(family="llama", layers=1, width=16, heads=2, max_positions=room),
-            vocab_size=24,
-            eos_ids=frozenset({23}),
-            seed=0,
-        )
-        if room == need:
-            check_context(recipe, model, first)
-        else:
-            with pytest.raises(ConfigError, match=f"context of {room}"):
-                check_context(recipe, model, first)
+    assert_fits_only(need, recipe, first, vocab_size=24, eos_ids=frozenset({23}))
 
 
 def test_it_trains(tmp_path):
