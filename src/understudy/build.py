@@ -218,6 +218,7 @@ def _countdown(
             stop_strings=config.stop_strings,
             extra_eos_ids=tuple(sorted(eos_ids)),
             end_token=config.end_token,
+            can_drop=False,
         )
         written = ThinkFormat(encoder=encoder)
     return Countdown(source=source, format=written, traces=traces)

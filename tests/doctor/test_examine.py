@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from small import make_recipe
-from small_text import make_world, model, write_rows
+from small_text import make_world, model, rows, write_rows
 from understudy.build import build_task, check_ids
 from understudy.config import recipe_from_table
 from understudy.doctor import Finding, examine
@@ -280,3 +280,34 @@ def test_every_complaint_has_a_fix_and_nothing_else_has():
         Finding(check="x", status="problem", found="y")
     with pytest.raises(AssertionError):
         Finding(check="x", status="ok", found="y", fix="z")
+
+
+def test_a_further_evaluation_set_is_made_as_a_run_makes_it(world):
+    folder, table = world
+    file = write_rows(folder / "hard.jsonl", rows(60, 3))
+    task = {"kind": "jsonl", "validation": str(file), "max_prompt_tokens": 16, "max_new_tokens": 8}
+    table["evaluate"]["also"] = {"hard": {"task": task}}
+    found = findings(table)["evaluation sets"]
+    assert (found.status, found.found) == ("ok", "hard (3 prompts)")
+    file.unlink()
+    found = findings(table)["evaluation sets"]
+    assert found.status == "problem"
+    assert "evaluate.also.hard" in found.found
+    assert str(file) in found.found
+
+
+def test_too_few_held_out_prompts_are_told_before_the_run():
+    table = {
+        "name": "few",
+        "task": {"kind": "sorting", "min_length": 2, "max_length": 2, "max_number": 20},
+        "student": {"new": {"family": "llama", "layers": 1, "width": 16, "heads": 2, "max_positions": 64}},
+        "method": {"name": "sft"},
+        "data": {"offline": "reference"},
+        "train": {"steps": 1, "batch_size": 2, "device": "cpu"},
+        "optimizer": {"learning_rate": 1e-3},
+        "evaluate": {"prompts": 500},
+    }
+    found = findings(table)
+    assert found["held-out prompts"].status == "problem"
+    assert "prompts = 500, and the validation split" in found["held-out prompts"].found
+    assert "evaluation sets" not in found

@@ -353,9 +353,10 @@ def test_limits_that_cannot_be_kept():
     with pytest.raises(DataError, match=r"the trace of .* tokens and max_new_tokens is 10\. Lower max_tries"):
         compact(max_new_tokens=10).prompts("train", 0, 5)
     with pytest.raises(
-        DataError, match=r"the puzzle \[.*the reference has \d+ tokens .*max_new_tokens is 20"
+        DataError,
+        match=r"the puzzle \[.*the reference has \d+ tokens .*max_new_tokens is 20.*raise max_new_tokens\.$",
     ):
-        think(max_new_tokens=20).prompts("train", 0, 5)
+        think(max_new_tokens=20, can_drop=False).prompts("train", 0, 5)
 
 
 def test_a_recipe_makes_the_task(tmp_path):

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from understudy.build import (
+    Parts,
     build_expert,
     build_student,
     build_task,
@@ -33,6 +34,7 @@ from understudy.experts.local import LocalExpert
 from understudy.experts.noisy import Noise, NoisyExpert, build_noise
 from understudy.methods import method_named
 from understudy.models import generation_eos_ids, load_tokenizer, output_size
+from understudy.plans import evaluation_plan, further_plans
 from understudy.processor import choose_threads
 from understudy.rollouts.hf import evaluating
 from understudy.rollouts.sampler import Limits
@@ -40,6 +42,7 @@ from understudy.schema import Recipe, is_text
 from understudy.stages import Role, Stage, missing_stages
 from understudy.tasks.task import Task
 from understudy.trainer.reward import require_grader
+from understudy.wiring import limits_of
 
 _CHECKED_TOKENS = 32
 """Longest response that is sampled for the checks of log-probabilities."""
@@ -86,6 +89,7 @@ def examine(recipe: Recipe) -> list[Finding]:
         findings += [*check_lengths(p.recipe, p.task, p.student, _model_of(p.expert)), check_gold(p.task)]
         findings.append(check_references(p.recipe, p.task))
         _look_at_rewards(p.recipe, p.task, findings)
+        _look_at_sets(p, p.task, findings)
         _look_at_numbers(p, p.task, findings)
     return findings
 
@@ -216,6 +220,35 @@ def _look_at_rewards(recipe: Recipe, task: Task, findings: list[Finding]) -> Non
     if attempt(findings, "rewards", checked, "Set task.grader."):
         samples = recipe.train.samples_per_prompt
         findings.append(fine("rewards", f"the task grades responses; {samples} to a prompt are compared"))
+
+
+def _look_at_sets(p: _Patient, task: Task, findings: list[Finding]) -> None:
+    """What is measured is made as a run makes it: too few prompts, or a missing file of a further set, must not wait for it."""
+    if p.student is None:
+        return
+    parts = Parts(
+        task=task,
+        tokenizer=p.tokenizer,
+        student=p.student,
+        expert=p.expert,
+        noise=p.noise,
+        vocab_size=p.vocab_size,
+        eos_ids=p.eos_ids,
+    )
+    fix = "Correct task.validation, task.validation_rows or evaluate.prompts."
+    own = attempt(
+        findings,
+        "held-out prompts",
+        lambda: evaluation_plan(p.recipe, parts, limits_of(p.recipe, parts)),
+        fix,
+    )
+    if own is None or not p.recipe.evaluate.also:
+        return
+    fix = "Correct the [evaluate.also] table that is named."
+    plans = attempt(findings, "evaluation sets", lambda: further_plans(p.recipe, parts, own), fix)
+    if plans is not None:
+        told = ", ".join(f"{name} ({len(plan.prompts)} prompts)" for name, plan in plans.items())
+        findings.append(fine("evaluation sets", told))
 
 
 def _look_at_numbers(p: _Patient, task: Task, findings: list[Finding]) -> None:

@@ -71,6 +71,8 @@ class TextEncoder:
     extra_eos_ids: tuple[int, ...] = ()
     end_token: str | None = None
     too_long: Literal["error", "drop"] = "error"
+    can_drop: bool = True
+    """Whether a refusal may advise `too_long = "drop"`: not every task has that setting."""
 
     def __post_init__(self) -> None:
         for name in ("max_prompt_tokens", "max_new_tokens"):
@@ -133,7 +135,8 @@ class TextEncoder:
                 raise DataError(f"{row.where}: the prompt is empty. Write a prompt or remove the row.")
             problem = self._length_problem(len(prompt_ids), len(reference_ids or ()))
             if problem and self.too_long == "error":
-                raise DataError(f'{row.where}: {problem}, or drop such rows (too_long = "drop").')
+                advice = ', or drop such rows (too_long = "drop")' if self.can_drop else ""
+                raise DataError(f"{row.where}: {problem}{advice}.")
             if not problem:
                 gold = None if reference_ids is None else np.asarray(reference_ids, dtype=np.int32)
                 tokens = np.asarray(prompt_ids, dtype=np.int32)
