@@ -34,9 +34,11 @@ from understudy.errors import ConfigError
 from understudy.models import new_model
 from understudy.randomness import uniforms
 from understudy.records import Prompt, Trajectory
+from understudy.resolved import to_toml
 from understudy.rollouts.hf import HFDecoder, evaluating
 from understudy.rollouts.sampler import Limits, Response, sample
 from understudy.schema import NewModel, Recipe
+from understudy.settings import set_dotted
 from understudy.tasks.task import Grade
 from understudy.trainer.setup import Setup
 from understudy.wiring import assemble
@@ -240,6 +242,29 @@ TABLE: dict[str, Any] = {
 def make_recipe(**dotted: Any) -> Recipe:
     """The tiny recipe with settings changed: `make_recipe(train__steps=3)` sets train.steps."""
     return recipe_from_table(TABLE, {k.replace("__", "."): v for k, v in dotted.items()})
+
+
+def recipe_file(folder: Path, name: str, **dotted: Any) -> str:
+    """A recipe file with the tiny recipe, changed: it learns from references unless told otherwise."""
+    table = copy.deepcopy(TABLE)
+    for key, value in {"name": name, "method.name": "sft", "data.offline": "reference", **dotted}.items():
+        set_dotted(table, key.replace("__", "."), value)
+    if "checkpoint" in table["student"]:
+        table["student"].pop("new", None)
+    file = folder / f"{name}.toml"
+    file.write_text(to_toml(table))
+    return str(file)
+
+
+def chained_recipe(folder: Path) -> str:
+    """A student that begins with the base and imitates an expert that begins with the base, an expert a seed."""
+    base = recipe_file(folder, "base", seed=7)
+    of_base = {"student.checkpoint": f"{folder}/base/final", "student.recipe": base}
+    expert = recipe_file(folder, "expert", seed=3, task__seed=99, **of_base)
+    local = {"kind": "local", "checkpoint": f"{folder}/expert-{{seed}}/final", "recipe": expert}
+    return recipe_file(
+        folder, "student", seed=5, expert=local, method__name="kd", data__offline="expert", **of_base
+    )
 
 
 class SilentBar:

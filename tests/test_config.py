@@ -182,6 +182,18 @@ SOFT = {"law": "temperature", "temperature": 4.0}
             {"compare": {"methods": ["sft"], "overrides": {"sft": {"student.tokenizer": "a"}}}},
             r"compare\.overrides\.sft may set .*, not student\.tokenizer",
         ),
+        (
+            {"compare": {"methods": ["sft", "kd"], "step_scale": {"sfr": 10}}},
+            r"^compare\.step_scale\.sfr names no entry of compare\.methods\. Did you mean sft\?$",
+        ),
+        (
+            {"compare": {"methods": ["sft"], "step_scale": {"sft": 0}}},
+            r"compare\.step_scale\.sft divides its steps and must be > 0, got 0",
+        ),
+        (
+            {"compare": {"methods": ["sft"], "step_scale": {"sft": "ten"}}},
+            r"compare\.step_scale\.sft must be a number, got 'ten'",
+        ),
         ({"compare": {"methods": ["sfft"]}}, r"'sfft' is not a method\. Did you mean sft"),
         (
             {"compare": {"methods": ["sft", "nail-known"]}, "expert__noise": None},
@@ -258,6 +270,9 @@ def test_narrowing_keeps_the_overrides_of_what_is_left():
     assert small.compare is not None
     assert (small.compare.methods, small.compare.seeds) == (("cold", "opd-r"), (9,))
     assert set(small.compare.overrides) == {"cold"}
+    scaled = recipe(compare={**COMPARE, "step_scale": {"cold": 10, "nail-f": 2}})
+    assert narrowed(scaled, methods=["cold"]).compare.step_scale == {"cold": 10}  # pyright: ignore
+    assert narrowed(scaled, methods=["opd-f"]).compare.step_scale is None  # pyright: ignore
     assert narrowed(base) is base
     assert narrowed(recipe(), methods=["sft"]).compare is not None
     with pytest.raises(

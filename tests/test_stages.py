@@ -13,41 +13,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from small import TABLE, quiet_console
+from small import TABLE, chained_recipe, quiet_console, recipe_file
 from understudy import comparison
 from understudy.comparison import compare
 from understudy.config import load_recipe, placed, recipe_from_table
 from understudy.errors import ConfigError
-from understudy.resolved import resolved_recipe, to_toml
+from understudy.reports.folders import load_compare
+from understudy.resolved import resolved_recipe
 from understudy.run import train
-from understudy.settings import set_dotted
-from understudy.stages import missing_stages
+from understudy.stages import missing_stages, sources
 from understudy.tasks import ModularAddition
 from understudy.trainer import loop
 
 
-def written(folder: Path, name: str, **dotted: Any) -> str:
-    """A recipe file with the tiny recipe, changed."""
-    table = json.loads(json.dumps(TABLE))
-    for key, value in {"name": name, "method.name": "sft", "data.offline": "reference", **dotted}.items():
-        set_dotted(table, key.replace("__", "."), value)
-    if "student" in table and "checkpoint" in table["student"]:
-        table["student"].pop("new", None)
-    file = folder / f"{name}.toml"
-    file.write_text(to_toml(table))
-    return str(file)
-
-
 @pytest.fixture
 def chain(tmp_path) -> str:
-    """A student that begins with the base and imitates an expert that begins with the base, an expert a seed."""
-    base = written(tmp_path, "base", seed=7)
-    of_base = {"student.checkpoint": f"{tmp_path}/base/final", "student.recipe": base}
-    expert = written(tmp_path, "expert", seed=3, task__seed=99, **of_base)
-    local = {"kind": "local", "checkpoint": f"{tmp_path}/expert-{{seed}}/final", "recipe": expert}
-    return written(
-        tmp_path, "student", seed=5, expert=local, method__name="kd", data__offline="expert", **of_base
-    )
+    return chained_recipe(tmp_path)
 
 
 def test_what_is_needed_comes_first_and_once(chain, tmp_path):
@@ -61,6 +42,18 @@ def test_what_is_needed_comes_first_and_once(chain, tmp_path):
         (tmp_path / "base",),
     )
     assert [s.folder for s in missing_stages(recipe, roles=("student",))] == [tmp_path / "base"]
+
+
+def test_a_checkpoint_on_the_way_is_not_the_end_of_its_run(chain, tmp_path):
+    """Fails if the last evaluation of a run is shown for its best checkpoint."""
+    run = tmp_path / "run"
+    for name in ("final", "best"):
+        (run / name).mkdir(parents=True)
+    (run / "recipe.json").write_text("{}")
+    for name, folder in {"final": run, "best": None}.items():
+        changed = {"expert.checkpoint": str(run / name), "expert.recipe": None}
+        found = sources(load_recipe(chain, changed)).get("expert")
+        assert (None if found is None else found.folder) == folder
 
 
 def test_a_seed_in_a_path_is_the_seed_of_the_run(chain, tmp_path):
@@ -87,7 +80,7 @@ def test_what_is_there_is_not_made(chain, tmp_path):
 
 def test_a_recipe_that_needs_itself_is_refused(tmp_path):
     itself = {"student.checkpoint": f"{tmp_path}/a/final", "student.recipe": f"{tmp_path}/a.toml"}
-    recipe = load_recipe(written(tmp_path, "a", **itself))
+    recipe = load_recipe(recipe_file(tmp_path, "a", **itself))
     with pytest.raises(ConfigError, match=r"a\.toml makes .*/a and needs it to begin with"):
         missing_stages(recipe)
 
@@ -119,6 +112,41 @@ def test_a_comparison_makes_each_stage_once(chain, tmp_path):
     assert sorted(p.parent.name for p in tmp_path.glob("*/final")) == ["base", "expert-1", "expert-2"]
     cell = json.loads((tmp_path / "all" / "cells" / "kd-seed2" / "recipe.json").read_text())
     assert placed(recipe_from_table(cell)).expert.checkpoint == f"{tmp_path}/expert-2/final"  # pyright: ignore
+
+
+def test_a_comparison_says_where_its_students_and_experts_come_from(chain, tmp_path):
+    """A folder inside is named relative to it. Fails if a resumed comparison calls what it made itself found."""
+    inside = {"expert.checkpoint": f"{tmp_path}/all/expert-{{seed}}/final"}
+    (tmp_path / "elsewhere" / "final").mkdir(parents=True)  # a checkpoint that no run of ours left
+    own = {"method.name": "opd-f", "expert.recipe": None, "expert.checkpoint": f"{tmp_path}/elsewhere/final"}
+    compared = {"methods": ["kd", "own"], "seeds": [1], "workers": 1, "overrides": {"own": own}}
+    train(load_recipe(tmp_path / "base.toml"), tmp_path / "base", console=quiet_console())
+    recipe = load_recipe(chain, {**inside, "compare": compared})
+    for resume in (False, True):
+        compare(recipe, tmp_path / "all", resume=resume, console=quiet_console())
+        header = json.loads((tmp_path / "all" / "compare.json").read_text())
+        kd, of_own = header["cells"]
+        base = {"checkpoint": f"{tmp_path}/base/final", "folder": f"{tmp_path}/base", "recipe": "base"}
+        assert kd["student"] == of_own["student"] == {**base, "made": False}
+        expert = {"checkpoint": inside["expert.checkpoint"], "folder": "expert-1", "recipe": "expert"}
+        assert kd["expert"] == {**expert, "made": True}
+        assert of_own["expert"] is None
+    stages = load_compare(tmp_path / "all").stages
+    assert [(s.kind, s.label, len(s.runs)) for s in stages] == [
+        ("start", "base (sft)", 1),
+        ("expert", "expert (sft)", 1),
+    ]
+
+
+def test_how_steps_are_aligned_may_be_changed_when_all_is_done(chain, tmp_path):
+    compared = {"methods": ["kd"], "seeds": [1], "workers": 1}
+    compare(load_recipe(chain, {"compare": compared}), tmp_path / "all", console=quiet_console())
+    scaled = {**compared, "step_scale": {"kd": 10}}
+    compare(load_recipe(chain, {"compare": scaled}), tmp_path / "all", resume=True, console=quiet_console())
+    assert json.loads((tmp_path / "all" / "compare.json").read_text())["step_scale"] == {"kd": 10}
+    changed = load_recipe(chain, {"compare": {**scaled, "workers": 2}})
+    with pytest.raises(ConfigError, match=r"compare\.workers: 1 -> 2"):
+        compare(changed, tmp_path / "all", resume=True, console=quiet_console())
 
 
 def test_nothing_begins_before_what_it_needs_has_ended(chain, tmp_path, monkeypatch):

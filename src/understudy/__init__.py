@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from understudy.comparison import compare
+    from understudy.comparison_evaluation import evaluate_comparison
     from understudy.config import load_recipe
     from understudy.discrepancy import compare_responses
     from understudy.doctor import examine
@@ -34,6 +35,7 @@ _HOMES = {
     "compare": "understudy.comparison",
     "compare_responses": "understudy.discrepancy",
     "evaluate_checkpoint": "understudy.measure",
+    "evaluate_comparison": "understudy.comparison_evaluation",
     "examine": "understudy.doctor",
     "load_recipe": "understudy.config",
     "make_starter": "understudy.starter",
@@ -52,6 +54,7 @@ __all__ = [
     "compare",
     "compare_responses",
     "evaluate_checkpoint",
+    "evaluate_comparison",
     "examine",
     "load_recipe",
     "make_starter",

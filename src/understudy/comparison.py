@@ -24,9 +24,9 @@ from understudy.files import write_json
 from understudy.progress import bars
 from understudy.reports.folders import load_compare
 from understudy.reports.tables import compare_rows
-from understudy.run import OwnParts, claim_folder, finished_run
+from understudy.run import OwnParts, claim_folder, finished_run, read_json
 from understudy.schema import Recipe
-from understudy.stages import Role, missing_stages, require_one_recipe
+from understudy.stages import Role, Source, missing_stages, require_one_recipe, sources
 from understudy.tasks.task import Task
 from understudy.worker import Worker, WorkerDiedError, job_of, run_job
 
@@ -43,6 +43,8 @@ class _Job:
     """The warm start whose student this run goes on with."""
     needs: Sequence[_Job] = ()
     """Runs that must have ended before this one begins."""
+    sources: dict[Role, Source] = field(default_factory=dict)
+    """The runs that its student's checkpoint and its expert come from."""
     stage: str = "main"
     status: str = "pending"
     error: str | None = None
@@ -120,7 +122,8 @@ def _jobs(recipe: Recipe, folder: Path, roles: tuple[Role, ...]) -> list[_Job]:
             place = folder / "cells" / f"{label}-seed{seed}"
             before = warm_starts.get(seed)
             needs = [*_stage_jobs(cell, roles, made), *([before] if before else [])]
-            cells.append(_Job(label, seed, cell, place, begins_with=before, needs=needs))
+            come_from = sources(cell, roles)
+            cells.append(_Job(label, seed, cell, place, begins_with=before, needs=needs, sources=come_from))
     return [*made.values(), *warm_starts.values(), *cells]
 
 
@@ -146,6 +149,9 @@ class _Board:
         self.folder, self.recipe, self.jobs = folder, recipe, jobs
         self.lock = threading.Lock()
         self.workers: set[Worker] = set()
+        self.made = {_inside(job.folder, folder) for job in jobs if job.stage == "made"} | _made_before(
+            folder
+        )
 
     def write(self) -> None:
         assert self.recipe.compare is not None
@@ -158,6 +164,8 @@ class _Board:
                 "warm_start": str(job.begins_with.folder.relative_to(self.folder))
                 if job.begins_with
                 else None,
+                "student": self._source(job, "student"),
+                "expert": self._source(job, "expert"),
                 "status": job.status,
                 "error": job.error,
             }
@@ -168,10 +176,35 @@ class _Board:
             "recipe": self.recipe.name,
             "methods": list(self.recipe.compare.methods),
             "seeds": list(self.recipe.compare.seeds),
+            "step_scale": self.recipe.compare.step_scale or {},
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         }
         with self.lock:
             write_json(self.folder / "compare.json", {**head, "cells": cells})
+
+    def _source(self, job: _Job, role: Role) -> dict[str, Any] | None:
+        """The run that a cell's student or expert comes from; None: none of ours."""
+        source = job.sources.get(role)
+        if source is None:
+            return None
+        to_make = {other.folder: other.recipe.name for other in self.jobs if other.stage == "made"}
+        name = to_make.get(source.folder) or read_json(source.folder / "recipe.json").get("name")
+        place = _inside(source.folder, self.folder)
+        made = place in self.made
+        return {"checkpoint": source.checkpoint, "folder": place, "recipe": name, "made": made}
+
+
+def _inside(place: Path, folder: Path) -> str:
+    """A path as compare.json has it: relative to the comparison's folder where it is inside, else as it was given."""
+    place_there, whole = place.absolute(), folder.absolute()
+    return str(place_there.relative_to(whole) if place_there.is_relative_to(whole) else place)
+
+
+def _made_before(folder: Path) -> set[str]:
+    """Runs that this comparison made before it was resumed: they are there now, and were not when it began."""
+    cells = read_json(folder / "compare.json").get("cells") or []
+    named = [cell.get(role) or {} for cell in cells for role in ("student", "expert")]
+    return {source["folder"] for source in named if source.get("made")}
 
 
 def _run_jobs(jobs: list[_Job], board: _Board, own: OwnParts | None, workers: int, console: Console) -> None:

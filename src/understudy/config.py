@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -303,6 +304,15 @@ def _check_compare(compare: CompareConfig) -> None:
             section = key.split(".")[0]
             allowed = ("method", "optimizer", "train", "stop", "data", "task", "expert", "rollouts")
             require(section in allowed, f"compare.overrides.{label} may set {', '.join(allowed)}, not {key}.")
+    for label, divisor in (compare.step_scale or {}).items():
+        require(
+            label in compare.methods,
+            f"compare.step_scale.{label} names no entry of compare.methods. {nearest(label, compare.methods)}",
+        )
+        require(
+            0 < divisor < math.inf,
+            f"compare.step_scale.{label} divides its steps and must be > 0, got {divisor}.",
+        )
     for label in compare.methods:
         name = flatten(compare.overrides.get(label, {})).get("method.name", label)
         method_named(str(name))
@@ -342,6 +352,7 @@ def narrowed(
         methods=chosen,
         seeds=compare.seeds if seeds is None else tuple(seeds),
         overrides={label: table for label, table in compare.overrides.items() if label in chosen},
+        step_scale={k: v for k, v in (compare.step_scale or {}).items() if k in chosen} or None,
     )
     recipe = replace(recipe, compare=compare)
     check_recipe(recipe)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
@@ -15,7 +16,9 @@ from understudy.errors import ConfigError
 from understudy.evaluation.responses import FILE_GRADERS, FileGrader, grade_responses
 from understudy.evaluation.score import Evaluation, evaluate, joined
 from understudy.experts.expert import Expert
+from understudy.experts.local import is_faster_in_bfloat16
 from understudy.experts.noisy import Noise
+from understudy.files import write_json
 from understudy.plans import evaluation_plan, further_plans
 from understudy.processor import choose_threads
 from understudy.run import read_json
@@ -33,6 +36,7 @@ def evaluate_checkpoint(
     expert: Expert | None = None,
     noise: Noise | None = None,
     keeps_responses: bool = False,
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32",
 ) -> Evaluation:
     """What the evaluator of `recipe` says about a checkpoint, on the first `recipe.evaluate.prompts` of a split.
 
@@ -43,6 +47,7 @@ def evaluate_checkpoint(
     Args:
         task, expert, noise: own objects in place of the recipe's.
         keeps_responses: also return every response with its grade, in `responses`.
+        dtype: what the checkpoint is loaded in, as `expert.dtype`: an expert measured as its labels are computed.
     Raises:
         ConfigError, DataError, ModelError: one sentence on what does not fit.
     """
@@ -52,16 +57,43 @@ def evaluate_checkpoint(
     parts = build(
         recipe, device=device_of(recipe), checkpoint=str(checkpoint), task=task, expert=expert, noise=noise
     )
+    if dtype == "bfloat16" or (dtype == "auto" and is_faster_in_bfloat16(parts.student, device_of(recipe))):
+        parts.student.to(torch.bfloat16)
     plan = evaluation_plan(recipe, parts, limits_of(recipe, parts), split)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.train.mixed_precision)
+    mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.train.mixed_precision)
     plans = {"": plan, **further_plans(recipe, parts, plan, split)}
-    with torch.autocast(device_of(recipe).type, dtype=dtype, enabled=dtype is not None):
+    with torch.autocast(device_of(recipe).type, dtype=mixed, enabled=mixed is not None):
         return joined(
             {
                 name: evaluate(parts.student, replace(each, keeps_responses=keeps_responses))
                 for name, each in plans.items()
             }
         )
+
+
+def measurement_job(
+    recipe: Recipe, checkpoint: str, split: Split, file: Path, head: Mapping[str, Any], *, dtype: str
+) -> dict[str, Any]:
+    """A measurement as `measure_to_file` reads it, in values that JSON has.
+
+    Args:
+        file: what is written, with the fields of `head` first.
+        dtype: as for `evaluate_checkpoint`.
+    """
+    what = {"recipe": recipe.to_table(), "checkpoint": checkpoint, "dtype": dtype}
+    return {**what, "split": split, "file": str(file), "head": dict(head)}
+
+
+def measure_to_file(job: Mapping[str, Any]) -> None:
+    """`evaluate_checkpoint`, written atomically: `metrics` as a run logs them, and `by_prompt` (metric -> prompt id -> value).
+
+    Raises:
+        ConfigError, DataError, ModelError: as `evaluate_checkpoint`.
+    """
+    recipe = recipe_from_table(job["recipe"])
+    found = evaluate_checkpoint(job["checkpoint"], recipe, split=job["split"], dtype=job["dtype"])
+    metrics = found.to_json()["metrics"]
+    write_json(Path(job["file"]), {**job["head"], "metrics": metrics, "by_prompt": found.by_prompt})
 
 
 def checkpoint_and_recipe(

@@ -312,7 +312,8 @@ def claim_folder(
         )
     if described.exists():
         before = read_json(described) | {"own": read_json(folder / "own.json")}
-        refuse_changed(before, recipe.to_table() | {"own": own.described()}, folder)
+        now = recipe.to_table() | {"own": own.described()}
+        refuse_changed(_without_drawing(before), _without_drawing(now), folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -321,6 +322,14 @@ def claim_folder(
     if not (folder / "result.json").exists():
         write_json(folder / "versions.json", versions())
     write_json(described, recipe.to_table())
+
+
+def _without_drawing(table: dict[str, Any]) -> dict[str, Any]:
+    """Without what decides only how a report is drawn, which may be changed when everything is done."""
+    compare = table.get("compare")
+    if compare is None:
+        return table
+    return table | {"compare": {key: value for key, value in compare.items() if key != "step_scale"}}
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -615,6 +615,9 @@ class CompareConfig:
     seeds: tuple[int, ...] = (0,)
     workers: int = 2
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    step_scale: dict[str, float] | None = None
+    """Label -> what its steps are divided by in one more view of the learning curves, where methods take steps of very
+    different worth (arXiv:2606.30445 divides those of SFT by 10 and 16); nothing that is trained or measured depends on it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,6 +79,33 @@ def _add(
     return tuple(own)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The run that a student's checkpoint or an expert is the end of: its `final`, no checkpoint on the way."""
+
+    checkpoint: str
+    """As the recipe has it, `{seed}` included: the same for all seeds."""
+    folder: Path
+
+
+def sources(recipe: Recipe, roles: tuple[Role, ...] = ("student", "expert")) -> dict[Role, Source]:
+    """Where the student and the expert of a recipe come from, made already or still to be; a role without a run of ours is
+    left out."""
+    warm = recipe.warm_start.checkpoint if recipe.warm_start is not None else None
+    expert = recipe.expert.checkpoint if recipe.expert is not None else None
+    given: dict[Role, str | None] = {"student": warm or recipe.student.checkpoint, "expert": expert}
+    to_make = {checkpoint for _, checkpoint, _ in _named(recipe, roles)}
+    found: dict[Role, Source] = {}
+    for role, checkpoint in given.items():
+        if role not in roles or checkpoint is None:
+            continue
+        place = Path(str(filled(checkpoint, recipe.seed)))
+        will_be = checkpoint in to_make and not place.is_dir()
+        if will_be or (place.name == "final" and (place.parent / "recipe.json").is_file()):
+            found[role] = Source(checkpoint=checkpoint, folder=place.parent)
+    return found
+
+
 def _named(recipe: Recipe, roles: tuple[Role, ...]) -> Iterator[tuple[Role, str, str]]:
     """Checkpoints that a recipe makes: (role, path as written, recipe)."""
     for role, config in (("student", recipe.student), ("expert", recipe.expert)):

@@ -1,4 +1,4 @@
-"""One run after another in a process of its own: a JSON job a line in, a JSON outcome a line out.
+"""One run or measurement after another in a process of its own: a JSON job a line in, a JSON outcome a line out.
 
 A fresh interpreter rather than `multiprocessing`: that one imports the caller's main module again, which a script without
 a main guard, a notebook or code from standard input does not survive.
@@ -71,7 +71,30 @@ class Worker:
 
 
 def run_job(job: dict[str, Any], **own: Any) -> str | None:
-    """Run one recipe into its folder, going on where a killed run stopped; returns what went wrong as text."""
+    """Run one recipe into its folder, going on where a killed run stopped; or, where the job names a checkpoint, measure that.
+
+    Returns:
+        what went wrong as text; None if nothing did.
+    """
+    try:
+        if "checkpoint" in job:
+            _measure(job)
+        else:
+            _train(job, **own)
+    except UnderstudyError as error:
+        return str(error)
+    except Exception:  # noqa: BLE001 - one broken run must not lose the others; its whole trace is kept
+        return traceback.format_exc()
+    return None
+
+
+def _measure(job: dict[str, Any]) -> None:
+    from understudy.measure import measure_to_file
+
+    measure_to_file(job)
+
+
+def _train(job: dict[str, Any], **own: Any) -> None:
     import io
 
     from rich.console import Console
@@ -79,21 +102,15 @@ def run_job(job: dict[str, Any], **own: Any) -> str | None:
     from understudy.config import recipe_from_table
     from understudy.run import train
 
-    try:
-        train(
-            recipe_from_table(job["recipe"]),
-            job["folder"],
-            resume=True,
-            warm_start=job["warm_start"],
-            console=Console(file=io.StringIO()),
-            stage=job["stage"],
-            **own,
-        )
-    except UnderstudyError as error:
-        return str(error)
-    except Exception:  # noqa: BLE001 - one broken run must not lose the others; its whole trace is kept
-        return traceback.format_exc()
-    return None
+    train(
+        recipe_from_table(job["recipe"]),
+        job["folder"],
+        resume=True,
+        warm_start=job["warm_start"],
+        console=Console(file=io.StringIO()),
+        stage=job["stage"],
+        **own,
+    )
 
 
 def main() -> None:

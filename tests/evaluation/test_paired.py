@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from understudy.evaluation.paired import compare_evaluations, compare_paired
+from understudy.evaluation.paired import compare_evaluations, compare_over_seeds, compare_paired
 from understudy.evaluation.statistics import bootstrap_mean
 
 
@@ -112,3 +112,36 @@ def test_means_that_are_no_rates_are_judged_by_sign_flips():
     assert found.p_sign_flip == pytest.approx(2 / 2**12)
     assert found.verdict == "higher"
     assert compare_paired(b, a).verdict == "lower"
+
+
+def test_over_seeds_by_hand():
+    """Prompt by prompt the mean over the seeds of both; seed 9, which B has not, and p3, which one of them has not, are out."""
+    a = {0: named([1, 1, 0, 1]), 1: named([1, 0, 0, 1]), 9: named([0, 0, 0, 0])}
+    b = {1: named([0, 0, 1]), 0: named([0, 0, 0])}
+    found = compare_over_seeds(a, b)
+    assert found is not None
+    # A: 1, 1/2, 0; B: 0, 0, 1/2.
+    assert (found.paired.value_a, found.paired.value_b) == (0.5, pytest.approx(1 / 6))
+    assert (found.paired.difference.value, found.paired.difference.n) == (pytest.approx(1 / 3), 3)
+    assert (found.paired.num_higher, found.paired.num_lower) == (2, 1)
+    # Of the 8 signs of 1, 1/2, 1/2 a sum of 1 or more in size comes with +++, ++-, +-+ and their mirror images.
+    assert found.paired.p_verdict == found.paired.p_sign_flip == 6 / 8
+    assert found.by_seed == {0: pytest.approx(2 / 3), 1: pytest.approx(0.0)}
+    assert found.to_json()["by_seed"] == {"0": pytest.approx(2 / 3), "1": pytest.approx(0.0)}
+
+
+def test_over_one_seed_it_is_the_plain_comparison():
+    a, b = named([1, 0, 1, 1]), named([0, 0, 1, 0])
+    found = compare_over_seeds({3: a}, {3: b}, seed=5)
+    assert found is not None
+    assert found.paired == compare_paired(a, b, seed=5)
+
+
+def test_over_seeds_without_any_in_common_there_is_nothing():
+    a = named([1.0, math.inf])
+    assert compare_over_seeds({0: a}, {1: a}) is None
+    assert compare_over_seeds({}, {}) is None
+    assert compare_over_seeds({0: a, 1: {}}, {0: a, 1: a}) is None
+    found = compare_over_seeds({0: a}, {0: a})
+    assert found is not None
+    assert found.paired.difference.n == 1  # what is not finite is left out

@@ -1,9 +1,10 @@
 """Fixtures of fabricated folders; see `fabricated.py`."""
 
+import json
 from pathlib import Path
 
 import pytest
-from fabricated import EVERY, write_compare, write_run
+from fabricated import EVERY, with_stages, write_compare, write_run
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +17,13 @@ def compare_folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def run_folder(tmp_path) -> Path:
     return write_run(tmp_path / "run", "nail-f", 0, range(EVERY, 151, EVERY), "main")
+
+
+@pytest.fixture(scope="session")
+def staged_folder(tmp_path_factory) -> Path:
+    """Three methods x three seeds with a start and two experts; steps of `sft` are divided by 8. Read only."""
+    folder = tmp_path_factory.mktemp("staged") / "compare"
+    with_stages(write_compare(folder, ["sft", "opd-f", "nail-f"], [0, 1, 2]))
+    header = json.loads((folder / "compare.json").read_text())
+    (folder / "compare.json").write_text(json.dumps({**header, "step_scale": {"sft": 8, "opd-f": 1}}))
+    return folder

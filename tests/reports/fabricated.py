@@ -128,3 +128,25 @@ def write_compare(folder: Path, methods: list[str], seeds: list[int], *, failed:
     header = {"recipe": "fabricated", "methods": methods, "seeds": seeds, "cells": cells}
     (folder / "compare.json").write_text(json.dumps(header))
     return folder
+
+
+def with_stages(folder: Path, *, names: tuple[str, str] = ("rl", "far")) -> Path:
+    """The compare folder with an expert each for `sft` and for the others, one a seed, and one start for all."""
+    header = json.loads((folder / "compare.json").read_text())
+    outside = folder.parent / f"{folder.name}-stages"
+    write_run(outside / "base", "sft", 7, range(EVERY, 101, EVERY), "main")
+    for seed in header["seeds"]:
+        write_run(outside / f"rl-{seed}", "nail-r", seed, range(WARM_STEPS + EVERY, 801, EVERY), "main")
+        write_run(folder / f"far-{seed}", "nail-known", seed, range(WARM_STEPS + EVERY, 501, EVERY), "main")
+    for cell in header["cells"]:
+        kind = cell["label"] == "sft"
+        place, inside = (f"far-{cell['seed']}", folder) if kind else (f"rl-{cell['seed']}", outside)
+        cell["student"] = stage_entry(f"{outside}/base/final", f"{outside}/base", "base", made=False)
+        written = f"{inside}/{place.rpartition('-')[0]}-{{seed}}/final"
+        cell["expert"] = stage_entry(written, place if kind else f"{outside}/{place}", names[kind], made=True)
+    (folder / "compare.json").write_text(json.dumps(header))
+    return folder
+
+
+def stage_entry(checkpoint: str, folder: str, recipe: str, *, made: bool) -> dict:
+    return {"checkpoint": checkpoint, "folder": folder, "recipe": recipe, "made": made}

@@ -1,16 +1,17 @@
 """Figures show the numbers they were given, and no text covers another."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
-from fabricated import SHAPES, write_compare
+from fabricated import SHAPES, with_stages, write_compare
 from matplotlib.collections import QuadMesh
 from matplotlib.text import Text
 
 from understudy.errors import DataError
+from understudy.reports.curves import learning_curves
 from understudy.reports.figures import (
-    learning_curves,
     moving_front,
     position_figure,
     story_figure,
@@ -142,6 +143,135 @@ def test_single_run_and_crowd(run_folder, demo):
     assert_texts_are_apart(position_figure(run, "expert_kl_nats"))
     runs = [cell.run for cell in demo.cells]
     assert len(learning_curves(runs, "accuracy_greedy").axes[0].get_lines()) >= len(runs)
+
+
+@pytest.fixture(scope="module")
+def staged(staged_folder):
+    return load_compare(staged_folder)
+
+
+def lines_of(figure):
+    """Label -> line, of the first axes' lines that have one."""
+    return lines_of_axes(figure.axes[0])
+
+
+def lines_of_axes(axes):
+    return {line.get_label().split("  ")[0]: line for line in axes.lines if "  " in line.get_label()}
+
+
+def test_experts_are_lines_of_their_own_by_their_own_steps(staged):
+    figure = learning_curves(staged, "expert_kl_nats", "steps")
+    lines = lines_of(figure)
+    assert list(lines) == ["far (nail-known)", "rl (nail-r)", "sft", "opd-f", "nail-f"]
+    far, rl = lines["far (nail-known)"], lines["rl (nail-r)"]
+    for line, stage in ((far, staged.stages[1]), (rl, staged.stages[2])):
+        x, y = line.get_data()
+        assert list(x) == [record["step"] for record in stage.runs[0].evals]
+        values = [run.evals[-1]["metrics"]["expert_kl_nats"]["value"] for run in stage.runs]
+        assert y[-1] == pytest.approx(np.mean(values), abs=1e-12)
+        assert line.get_linewidth() < 1.5
+    assert far.get_color() == rl.get_color()
+    assert far._dash_pattern != rl._dash_pattern
+    assert figure.axes[0].get_xlim()[1] >= 800
+    assert_texts_are_apart(figure)
+
+
+def test_a_long_name_of_an_expert_has_room(tmp_path):
+    folder = write_compare(tmp_path / "c", ["sft", "nail-f"], [0])
+    with_stages(folder, names=("countdown-expert-by-reward", "far"))
+    assert_texts_are_apart(learning_curves(load_compare(folder), "accuracy_greedy", "steps"))
+
+
+def test_an_expert_that_asked_nobody_has_no_line_by_queries(tmp_path):
+    folder = with_stages(write_compare(tmp_path / "c", ["sft", "nail-f"], [0]))
+    for file in (tmp_path / "c-stages").rglob("metrics.jsonl"):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps({**line, "expert_queries": 0}) + "\n" for line in lines))
+    compare = load_compare(folder)
+    assert list(lines_of(learning_curves(compare, "accuracy_greedy", "expert_queries"))) == [
+        "far (nail-known)",
+        "sft",
+        "nail-f",
+    ]
+
+
+def test_experts_are_in_learning_curves_alone(staged):
+    assert list(lines_of_axes(story_figure(staged).axes[1])) == ["sft", "opd-f", "nail-f"]
+    titles = [axes.get_title(loc="left") for axes in position_figure(staged, "expert_kl_nats").axes]
+    assert [title for title in titles if title] == ["sft", "opd-f", "nail-f"]
+    assert [label.get_text() for label in time_figure(staged).axes[0].get_yticklabels()] == [
+        "sft",
+        "opd-f",
+        "nail-f",
+    ]
+
+
+def test_aligned_steps_are_divided_and_said(staged):
+    plain = lines_of(learning_curves(staged, "accuracy_greedy", "steps"))
+    figure = learning_curves(staged, "accuracy_greedy", "aligned_steps")
+    aligned = lines_of(figure)
+    assert list(aligned) == list(plain)
+    for label in ("sft", "opd-f", "nail-f"):
+        line, divisor = aligned[label], 8 if label == "sft" else 1
+        np.testing.assert_allclose(line.get_xdata(), np.asarray(plain[label].get_xdata()) / divisor)
+        np.testing.assert_allclose(line.get_ydata(), plain[label].get_ydata())
+    assert (
+        figure.axes[0].get_xlabel()
+        == "optimiser steps after the warm start (sft divided by 8; experts: rounds)"
+    )
+    assert figure.axes[0].get_title(loc="left") == "Greedy accuracy by aligned steps"
+    assert_texts_are_apart(figure)
+
+
+def test_labels_of_one_divisor_are_said_together(tmp_path):
+    folder = write_compare(tmp_path / "c", ["sft", "opd-f", "nail-f"], [0])
+    header = json.loads((folder / "compare.json").read_text())
+    scale = {"sft": 16, "nail-f": 2.5, "opd-f": 16}
+    (folder / "compare.json").write_text(json.dumps({**header, "step_scale": scale}))
+    axes = learning_curves(load_compare(folder), "accuracy_greedy", "aligned_steps").axes[0]
+    assert axes.get_xlabel().endswith("(sft and opd-f divided by 16, nail-f divided by 2.5)")
+    (folder / "compare.json").write_text(
+        json.dumps({**header, "step_scale": dict.fromkeys(("sft", "opd-f", "nail-f"), 4)})
+    )
+    axes = learning_curves(load_compare(folder), "accuracy_greedy", "aligned_steps").axes[0]
+    assert axes.get_xlabel().endswith("(of every method divided by 4)")
+
+
+def test_experts_are_aligned_by_rounds_and_cut_off_far_beyond_the_students(tmp_path):
+    folder = with_stages(write_compare(tmp_path / "c", ["sft"], [0]))
+    for stage in load_compare(folder).stages:
+        file = stage.runs[0].folder / "metrics.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        lines = [{**line, "round": line["step"] / 2} if "step" in line else line for line in lines]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    header = json.loads((folder / "compare.json").read_text())
+    (folder / "compare.json").write_text(json.dumps({**header, "step_scale": {"sft": 8}}))
+    compare = load_compare(folder)
+    by_steps = lines_of(learning_curves(compare, "accuracy_greedy", "steps"))
+    aligned = lines_of(learning_curves(compare, "accuracy_greedy", "aligned_steps"))
+    x, y = (np.asarray(data) for data in by_steps["far (nail-known)"].get_data())
+    right = 3 * np.asarray(by_steps["sft"].get_xdata())[-1] / 8
+    assert x[0] / 2 < right < x[-1] / 2
+    found_x, found_y = (np.asarray(data) for data in aligned["far (nail-known)"].get_data())
+    assert found_x[-1] == pytest.approx(right)
+    assert found_y[-1] == pytest.approx(np.interp(right, x / 2, y))
+    np.testing.assert_allclose(found_x[:-1], (x / 2)[x / 2 < right])
+
+
+def test_what_an_expert_measured_on_another_task_is_not_drawn(tmp_path):
+    folder = with_stages(write_compare(tmp_path / "c", ["sft"], [0]))
+    own = {"task": {"kind": "countdown", "max_target": 10}}
+    (folder / "recipe.json").write_text(json.dumps(own))
+    for stage in load_compare(folder).stages:
+        file = stage.runs[0].folder / "recipe.json"
+        target = 40 if stage.label.startswith("far") else 10
+        table = json.loads(file.read_text()) | {"task": {"kind": "countdown", "max_target": target}}
+        file.write_text(json.dumps(table))
+    stages = load_compare(folder).stages
+    has = {stage.label: bool(stage.runs[0].evals[-1]["metrics"]) for stage in stages}
+    assert has == {"base (sft)": True, "far (nail-known)": False}
+    lines = lines_of(learning_curves(load_compare(folder), "accuracy_greedy", "steps"))
+    assert set(lines) == {"sft"}
 
 
 def test_what_no_run_has_is_an_error(compare, run_folder):

@@ -2,9 +2,10 @@
 
 import json
 import math
+import shutil
 
 import pytest
-from fabricated import write_compare, write_run
+from fabricated import with_stages, write_compare, write_run
 
 from understudy.errors import DataError
 from understudy.reports.folders import final_counter, load_compare, load_run, number
@@ -119,3 +120,42 @@ def test_missing_folders_say_what_was_expected(tmp_path):
     (tmp_path / "compare.json").write_text("[]")
     with pytest.raises(DataError, match=r"a JSON object in .*compare\.json, found a list"):
         load_compare(tmp_path)
+
+
+def test_stages_are_the_runs_that_cells_name(staged_folder, compare_folder):
+    compare = load_compare(staged_folder)
+    found = [(stage.kind, stage.label, [run.seed for run in stage.runs]) for stage in compare.stages]
+    experts = [("expert", "far (nail-known)", [0, 1, 2]), ("expert", "rl (nail-r)", [0, 1, 2])]
+    assert found == [("start", "base (sft)", [7]), *experts]
+    assert compare.warnings == ()
+    # A folder that was written before cells named any.
+    assert load_compare(compare_folder).stages == ()
+
+
+def test_stages_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    folder = with_stages(write_compare(tmp_path / "c", ["sft", "nail-f"], [0]), names=("one", "one"))
+    assert [s.label for s in load_compare(folder).stages if s.kind == "expert"] == [
+        "one, far (nail-known)",
+        "one, rl (nail-r)",
+    ]
+
+
+def test_a_stage_that_is_gone_is_one_warning(tmp_path):
+    """Some seeds of one expert, all of the other, and a run that cannot be read."""
+    folder = with_stages(write_compare(tmp_path / "c", ["sft", "nail-f", "opd-f"], [0, 1]))
+    shutil.rmtree(folder / "far-1")
+    outside = tmp_path / "c-stages"
+    shutil.rmtree(outside / "rl-0")
+    (outside / "rl-1" / "metrics.jsonl").write_text("[]\n[]\n")
+    compare = load_compare(folder)
+    assert [(s.label, len(s.runs)) for s in compare.stages] == [("base (sft)", 1), ("far (nail-known)", 1)]
+    (warning,) = compare.warnings
+    assert warning.startswith(
+        f"students or experts came from {outside}/rl-0, far-1, {outside}/rl-1, where no run"
+    )
+
+
+def test_a_stage_that_is_not_made_yet_is_no_warning(tmp_path):
+    folder = with_stages(write_compare(tmp_path / "c", ["nail-f"], [0], failed={("nail-f", 0)}))
+    shutil.rmtree(tmp_path / "c-stages")
+    assert (load_compare(folder).warnings, load_compare(folder).stages) == ((), ())

@@ -94,6 +94,25 @@ def test_each_group_of_tabs_has_one_panel_per_button_and_one_open(compare_html):
         assert f".tabs > input:nth-of-type({index}):checked ~ .panel:nth-of-type({index})" in compare_html
 
 
+def test_a_page_with_experts_and_aligned_steps(staged_folder):
+    html = write_report(staged_folder).read_text()
+    parsed(html)
+    images = {path.name for path in (staged_folder / "figures").iterdir()}
+    assert "learning_accuracy_greedy_by_aligned_steps.png" in images
+    groups = re.findall(r'<div class="tabs">(.*?)</div></div>', html)
+    assert {group.count('type="radio"') for group in groups} == {
+        group.count('class="panel"') for group in groups
+    }
+    assert all("by aligned steps</label>" in group for group in groups)
+    assert ".tabs > input:nth-of-type(5):checked ~ .panel:nth-of-type(5)" in html
+    rows = re.findall(r"<tr[^>]*><td>([^<]*)</td><td>\d</td>", html)
+    stages = ["start base (sft)", "expert far (nail-known)", "expert rl (nail-r)"]
+    assert rows == ["sft", "opd-f", "nail-f", *stages]
+    assert (
+        html.count('<tr class="divided"><td>start base (sft)</td>') == html.count('<tr class="divided">') == 1
+    )
+
+
 def test_hostile_text_is_escaped_everywhere(tmp_path):
     sample = {
         "step": 1,

@@ -15,6 +15,7 @@ from understudy.reports.tables import (
     render_compare,
     run_rows,
     short_number,
+    stage_rows,
     takeaway,
 )
 
@@ -168,3 +169,52 @@ def test_takeaway_knows_that_a_low_loss_is_better():
 )
 def test_short_number(value, text):
     assert short_number(value) == text
+
+
+def test_stages_are_rows_of_their_own(staged_folder):
+    compare = load_compare(staged_folder)
+    rows = stage_rows(compare)
+    assert [(row["stage"], row["method"], row["seeds"]) for row in rows] == [
+        ("start", "start base (sft)", 1),
+        ("expert", "expert far (nail-known)", 3),
+        ("expert", "expert rl (nail-r)", 3),
+    ]
+    assert [row["method"] for row in compare_rows(compare)] == ["sft", "opd-f", "nail-f"]
+    assert set(rows[0]) == {*compare_rows(compare)[0], "stage"}
+    assert rows[2]["budget"]["optimizer_steps"] == 800
+    lasts = []
+    for run in compare.stages[2].runs:
+        lasts.append(run.evals[-1]["metrics"]["expert_kl_nats"]["value"])
+    assert rows[2]["metrics"]["expert_kl_nats"]["mean"] == pytest.approx(sum(lasts) / 3)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_rows_below_leave_the_methods_table_as_it_is(staged_folder, width):
+    """Fails if a long name of an expert widens or cuts the columns of the methods."""
+    compare = load_compare(staged_folder)
+    rows, below = compare_rows(compare), stage_rows(compare)
+    below[1]["method"] = "expert an-expert-with-quite-a-long-name (nail-known)"
+
+    def shown(*, below):
+        out = io.StringIO()
+        render_compare(rows, Console(file=out, width=width), below=below)
+        return [line.rstrip() for line in out.getvalue().splitlines()]
+
+    def of_methods(lines):
+        found = [line.split() for line in lines]
+        return [
+            words
+            for words in found
+            if words[:1] and words[:2] in (["sft", "3"], ["opd-f", "3"], ["nail-f", "3"])
+        ]
+
+    alone, both = shown(below=()), shown(below=below)
+    assert len(of_methods(alone)) == 3
+    assert of_methods(alone) == of_methods(both)
+    text = "\n".join(both)
+    assert "\u2026" not in text
+    assert both.index("") > both.index(next(line for line in both if line.startswith("nail-f")))
+    first = next(line for line in both if line.startswith("start base"))
+    assert first.split()[:4] == ["start", "base", "1", "12.8k"]
+    assert max(map(len, both)) <= width
+    assert "nail-known" not in takeaway(rows)

@@ -72,14 +72,16 @@ def compare(
 def _print(rows: list[dict[str, Any]], folder: Path, *, as_json: bool) -> None:
     from understudy.reports.folders import load_compare
     from understudy.reports.page import write_report
-    from understudy.reports.tables import render_compare
+    from understudy.reports.tables import render_compare, stage_rows
 
-    failed = [cell for cell in load_compare(folder).cells if cell.status == "failed"]
+    data = load_compare(folder)
+    failed = [cell for cell in data.cells if cell.status == "failed"]
+    stages = stage_rows(data)
     page = write_report(folder)
     if as_json:
-        say_json(rows)
+        say_json([*rows, *stages])
     else:
-        render_compare(rows, output())
+        render_compare(rows, output(), below=stages)
         figure = folder / "figures" / "story.png"
         if figure.exists():
             say(f"\nfigure: {figure}")

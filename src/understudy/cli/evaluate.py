@@ -40,13 +40,15 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="PLACE",
-            help="A checkpoint folder, a run folder (then its final checkpoint), or a .jsonl file of responses.",
+            help="A checkpoint folder, a run folder (then its final checkpoint), a comparison, or a .jsonl file of responses.",
         ),
     ],
     against: Annotated[
         Path | None,
         typer.Option(
-            "--against", metavar="OTHER", help="Another of the same kind: which is better, by prompt."
+            "--against",
+            metavar="OTHER",
+            help="Another of the same kind: which is better, by prompt. Of a comparison: one of its labels.",
         ),
     ] = None,
     recipe: Annotated[
@@ -85,7 +87,8 @@ def evaluate(
 
     A line of such a file has `response` or `responses`, `reference` (for Countdown `nums` and `target`), and `id`, which
     lines of one prompt share. With --against, both answer the same prompts: differences by prompt, with a bootstrap
-    interval and a sign test.
+    interval and a sign test. Of a comparison, every finished cell, its start and its experts are measured, with every seed;
+    what has been measured is kept in it and not measured again.
 
     \b
     Examples:
@@ -93,7 +96,13 @@ def evaluate(
       understudy evaluate models/tiny --recipe recipes/gsm8k-local --json
       understudy evaluate runs/grpo --against runs/sft --samples 16 --set evaluate.ks=[1,4,16]
       understudy evaluate responses.jsonl --grader gsm8k --out grades.jsonl
+      understudy evaluate runs/modular-addition --split test --prompts 512
     """
+    if (place / "compare.json").is_file():
+        refused = {"--recipe": recipe, "--grader": grader, "--of-set": of_set, "--seed": seed, "--out": out}
+        return _comparison(
+            place, against, refused, _settings(changes, prompts, samples), split=split, as_json=as_json
+        )
     given = {"--split": split, "--prompts": prompts, "--samples": samples}
     is_file = _is_file(place)
     measure = _files if is_file else _checkpoints
@@ -114,8 +123,7 @@ def evaluate(
         raise typer.BadParameter(f"--out would replace {place} itself; give another file.")
     if against is not None and _is_file(against) != is_file:
         raise typer.BadParameter("--against takes two checkpoints or two .jsonl files, not one of each.")
-    extra = {"evaluate.prompts": prompts, "evaluate.samples_per_prompt": samples, "seed": seed}
-    settings = [*(changes or ()), *(f"{key}={value}" for key, value in extra.items() if value is not None)]
+    settings = _settings(changes, prompts, samples, seed)
     places = [place] if against is None else [place, against]
     options: dict[str, Any] = {"recipe": recipe, "settings": settings, "keeps": out is not None}
     options |= (
@@ -132,6 +140,44 @@ def evaluate(
 
     differences = compare_evaluations(found[0].by_prompt, found[1].by_prompt, seed=seed or 0)
     return _show_differences(differences, places, where, as_json=as_json)
+
+
+def _settings(
+    changes: list[str] | None, prompts: int | None, samples: int | None, seed: int | None = None
+) -> list[str]:
+    """What the flags change in the recipe, as --set does."""
+    extra = {"evaluate.prompts": prompts, "evaluate.samples_per_prompt": samples, "seed": seed}
+    return [*(changes or ()), *(f"{key}={value}" for key, value in extra.items() if value is not None)]
+
+
+_INSTEAD = {
+    "--recipe": "is measured with its own recipe; change that with --set",
+    "--grader": "is graded by its recipe's task",
+    "--of-set": "is measured on all of its sets",
+    "--seed": "is measured with the seeds of its cells",
+    "--out": "keeps what it measures in itself; to write responses, evaluate one of its cells",
+}
+
+
+def _comparison(
+    place: Path,
+    against: Path | None,
+    refused: dict[str, Any],
+    settings: list[str],
+    *,
+    split: SplitName | None,
+    as_json: bool,
+) -> None:
+    for flag, value in refused.items():
+        if value is not None:
+            raise typer.BadParameter(f"{flag}: {place} is a comparison, which {_INSTEAD[flag]}.")
+    from understudy.cli.held_out import show_comparison
+    from understudy.comparison_evaluation import evaluate_comparison
+
+    name: Any = (split or SplitName.validation).value
+    label = None if against is None else str(against)
+    record = evaluate_comparison(place, split=name, overrides=settings, against=label)
+    show_comparison(record, place, as_json=as_json)
 
 
 def _is_file(place: Path) -> bool:

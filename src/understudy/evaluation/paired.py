@@ -107,3 +107,49 @@ def compare_evaluations(
         if in_both(finite_a, finite_b):
             found[name] = compare_paired(finite_a, finite_b, seed=seed)
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedOverSeeds:
+    """One metric of A against B, each trained with several seeds."""
+
+    paired: Paired
+    """On the means over the seeds of both, a prompt each: its interval is about other prompts, not about other seeds."""
+    by_seed: dict[int, float]
+    """Seed -> mean difference over the prompts: how far another seed may be from it."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **self.paired.to_json(),
+            "by_seed": {str(seed): value for seed, value in self.by_seed.items()},
+        }
+
+
+def compare_over_seeds(
+    a: Mapping[int, Mapping[str, float]], b: Mapping[int, Mapping[str, float]], *, seed: int = 0
+) -> PairedOverSeeds | None:
+    """A - B on the same prompts and seeds, paired by prompt.
+
+        d_i = mean_s a_si - mean_s b_si over the seeds s of both;   then as `compare_paired`
+        by_seed[s] = mean_i (a_si - b_si)
+
+    Ignores how seeds differ: the prompts are the units of the interval and of the tests. Prompts without a finite value for
+    every one of these seeds, of A and of B, are left out.
+
+    Args:
+        a, b: seed -> prompt id -> value; any unit.
+        seed: of the bootstrap and of the drawn sign flips.
+    Returns:
+        None where they have no seed, or no such prompt, in common.
+    """
+    seeds = [s for s in a if s in b]
+    of_both = [side[s] for s in seeds for side in (a, b)]
+    first = of_both[0] if of_both else {}
+    prompts = [i for i in first if all(math.isfinite(values.get(i, math.nan)) for values in of_both)]
+    if not prompts:
+        return None
+    mean_a, mean_b = (
+        {i: math.fsum(side[s][i] for s in seeds) / len(seeds) for i in prompts} for side in (a, b)
+    )
+    by_seed = {s: math.fsum(a[s][i] - b[s][i] for i in prompts) / len(prompts) for s in seeds}
+    return PairedOverSeeds(paired=compare_paired(mean_a, mean_b, seed=seed), by_seed=by_seed)

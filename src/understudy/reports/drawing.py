@@ -37,6 +37,17 @@ STYLES: dict[str, tuple[str, str]] = {
 }
 SPARE = (("#CC79A7", "-"), ("#7A3E9D", "-"), ("#B8A200", "-"), ("#CC79A7", "--"), ("#7A3E9D", "--"))
 
+Dashes = str | tuple[float, tuple[float, ...]]
+"""As matplotlib names or measures them."""
+STAGE_COLOR = "#3A3A3A"
+STAGE_DASHES: tuple[Dashes, ...] = (
+    (0, (5, 2)),
+    (0, (1.5, 1.5)),
+    (0, (7, 2, 1.5, 2)),
+    (0, (3, 1, 1, 1, 1, 1)),
+)
+"""What was not trained by a comparison but before it, such as its experts."""
+
 PHASE_COLORS = {
     "collect": "#56B4E9",
     "label": "#E69F00",

@@ -18,41 +18,33 @@ from matplotlib.patches import Rectangle
 
 from understudy.errors import DataError
 from understudy.evaluation.statistics import Estimate
+from understudy.reports.curves import draw_curves
 from understudy.reports.drawing import (
     FAINT,
     INK,
     PHASE_COLORS,
     SHADE,
     count_axis,
-    label_ends,
     method_style,
     new_figure,
     readable_on,
     tidy,
 )
-from understudy.reports.folders import CompareData, number
-from understudy.reports.metrics import metric_named
+from understudy.reports.folders import CompareData
+from understudy.reports.metrics import metric_named, title_and_unit
 from understudy.reports.series import (
     Group,
     Source,
-    curves_of,
     groups_of,
-    mean_curve,
     phase_seconds,
     position_table,
     warm_end,
 )
 from understudy.reports.tables import (
-    AXES,
     final_metric,
-    format_value,
-    metric_of,
     over_seeds,
     short_number,
 )
-
-MAX_LABELS = 14
-"""With more methods than this a figure uses a legend: labels at line ends would be too crowded."""
 
 STORY = {
     ("plain loss", "sampled prefixes (T=1)"): "opd-f",
@@ -63,54 +55,6 @@ STORY = {
 """The 2 x 2 of the demo: (loss, prefixes) -> the method that has both."""
 
 
-def learning_curves(source: Source, metric: str, axis: str = "trajectories") -> Figure:
-    """A metric against a budget: thin lines seeds, thick line mean, band 95 % t interval (three seeds up)."""
-    figure = new_figure(8.0, 4.3)
-    axes = figure.add_axes((0.085, 0.125, 0.69, 0.755))
-    draw_curves(axes, source, metric, axis)
-    return figure
-
-
-def draw_curves(axes: Axes, source: Source, metric: str, axis: str) -> None:
-    """`learning_curves` on axes that are there already."""
-    if axis not in AXES:
-        raise DataError(f"expected an axis out of {', '.join(AXES)}, got {axis!r}.")
-    counter, axis_words = AXES[axis]
-    groups = groups_of(source)
-    drawn = [(group, curves) for group in groups if (curves := curves_of(group, metric, counter))]
-    if not drawn:
-        raise DataError(f"expected evaluations with {metric!r} and {counter!r}, no run here has any.")
-    ends: list[tuple[str, str, float, float]] = []
-    for group, curves in drawn:
-        x, mean, low, high = mean_curve(curves, metric)
-        final = over_seeds(metric, [final_metric(run, metric) for run, _ in group.runs])
-        if low is not None and high is not None:
-            axes.fill_between(x, low, high, color=group.color, alpha=0.10, linewidth=0)
-        for curve in curves if len(curves) > 1 else []:
-            axes.plot(*curve, color=group.color, linewidth=0.7, alpha=0.45)
-        marker = "o" if len(x) == 1 else None
-        text = f"{group.label}  {format_value(metric, final.value)}" if final.n else group.label
-        axes.plot(x, mean, group.dashes, color=group.color, linewidth=2.0, marker=marker, label=text)
-        ends.append((text, group.color, float(x[-1]), float(mean[-1])))
-    name, unit = _names(metric)
-    right = max(float(x[-1]) for _, curves in drawn for x, _ in curves)
-    has_warm_start = _shade_warm_start(axes, groups, metric, counter, right)
-    x_label = f"{axis_words} after the warm start" if has_warm_start else axis_words
-    tidy(axes, x_label=x_label, y_label=unit, title=f"{name} by {axis_words}")
-    count_axis(axes)
-    known = metric_named(metric)
-    if known is not None and known.is_rate:
-        axes.set_ylim(-0.03, 1.03)
-    elif known is not None:
-        axes.set_ylim(0, 1.06 * max(float(np.max(y)) for _, curves in drawn for _, y in curves) + 1e-9)
-    if len(ends) <= MAX_LABELS:
-        label_ends(axes, ends)
-    else:
-        axes.legend(
-            loc="upper left", bbox_to_anchor=(1.01, 1.03), fontsize=8, frameon=False, handlelength=1.6
-        )
-
-
 def position_figure(source: Source, metric: str = "accuracy_greedy") -> Figure:
     """A metric at every response position, at up to five moments of training, one panel per method."""
     groups = [group for group in groups_of(source) if position_table(group, metric)]
@@ -119,7 +63,7 @@ def position_figure(source: Source, metric: str = "accuracy_greedy") -> Figure:
     tables = [position_table(group, metric) for group in groups]
     first_step, last_step = min(min(t) for t in tables), max(max(t) for t in tables)
     norm, colors = Normalize(first_step, max(last_step, first_step + 1)), _by_step_colors()
-    name, unit = _names(metric)
+    name, unit = title_and_unit(metric)
     title = f"{name} by position in the response"
     figure, panels = _panels([group.label for group in groups], title)
     top = 0.0
@@ -165,7 +109,7 @@ def moving_front(source: Source, metric: str | None = None) -> Figure:
         else max(float(np.nanmax(row, initial=0.0)) for t in tables for row in t.values()) or 1.0
     )
     norm, colors = Normalize(0, top), _heat_colors(is_reversed=not is_rate)
-    name, unit = _names(metric)
+    name, unit = title_and_unit(metric)
     figure, panels = _panels(
         [group.label for group in groups], f"{name}: position in the response by training step"
     )
@@ -288,41 +232,6 @@ def _draw_half_tile(
         )
 
 
-WARM_SHARE = 0.45
-"""Most of the part right of it that the warm start may take up: it is shown for context, its beginning may be cut off."""
-
-
-def _shade_warm_start(axes: Axes, groups: Sequence[Group], metric: str, counter: str, right: float) -> bool:
-    """Grey left of zero, where the warm start ran, with its own evaluations as thin grey lines; sets the limits of x.
-
-    Returns whether there was any warm start.
-    """
-    lengths = [warm_end(run, warm, counter) for group in groups for run, warm in group.runs]
-    left = min(max(lengths, default=0.0), WARM_SHARE * right if right > 0 else math.inf)
-    axes.set_xlim(-left, 1.02 * right if right > 0 else None)
-    if left <= 0:
-        return False
-    shared = {warm.folder: warm for group in groups for _, warm in group.runs if warm is not None}
-    axes.axvspan(-left, 0, color=SHADE, zorder=0, linewidth=0)
-    for warm in shared.values():
-        end = max((number(record, counter) for record in warm.evals), default=0.0)
-        x = [number(record, counter) - end for record in warm.evals]
-        axes.plot(x, [metric_of(record, metric).value for record in warm.evals], color=FAINT, linewidth=1.0)
-    known = metric_named(metric)
-    is_rising = known is None or known.is_higher_better
-    axes.text(
-        -left / 2,
-        0.97 if is_rising else 0.03,
-        "shared\nwarm start" if shared else "warm start",
-        transform=axes.get_xaxis_transform(),
-        ha="center",
-        va="top" if is_rising else "bottom",
-        fontsize=9,
-        color=INK,
-    )
-    return True
-
-
 def _panels(titles: Sequence[str], title: str) -> tuple[Figure, list[Axes]]:
     """One panel per title, four to a row, sharing both axes; each title in its method's colour."""
     num_columns = min(4, len(titles))
@@ -379,9 +288,3 @@ def _is_rate(metric: str) -> bool:
 
 def _worded(name: str, unit: str) -> str:
     return f"{name} ({unit})" if unit else name
-
-
-def _names(metric: str) -> tuple[str, str]:
-    """Title and unit of a metric; one that the reports do not know keeps its own name."""
-    known = metric_named(metric)
-    return (known.title, known.unit) if known else (metric, "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,28 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Runs, one a seed or one for all, whose checkpoints the cells of a comparison began with or imitated."""
+
+    role: str
+    """`student` or `expert`."""
+    name: str
+    """Of its recipe; with its folder where two of one role have one name."""
+    runs: tuple[RunData, ...]
+
+    @property
+    def kind(self) -> str:
+        """What it is to the cells: `start` or `expert`."""
+        return "start" if self.role == "student" else "expert"
+
+    @property
+    def label(self) -> str:
+        """Its name and, where that does not say it, its method."""
+        method = self.runs[0].method
+        return self.name if method in self.name.split("-") else f"{self.name} ({method})"
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareData:
     """One compare folder, read."""
 
@@ -64,6 +86,8 @@ class CompareData:
     warm_starts: tuple[RunData, ...]
     header: dict[str, Any]
     warnings: tuple[str, ...]
+    stages: tuple[Stage, ...] = ()
+    """Starts, then experts, that are runs of ours; those without a run that can be read are left out."""
 
     def done(self, label: str) -> list[RunData]:
         """The readable, finished runs of a method, in the order of its cells."""
@@ -144,6 +168,7 @@ def load_compare(folder: str | Path) -> CompareData:
     for entry in header.get("cells") or []:
         cells.append(_load_cell(folder, entry, warm_starts, warnings))
         warnings += _cell_warnings(cells[-1])
+    stages = _load_stages(folder, header.get("cells") or [], warnings)
     methods = [str(label) for label in header.get("methods") or []]
     methods += [label for label in dict.fromkeys(cell.label for cell in cells) if label not in methods]
     return CompareData(
@@ -155,7 +180,80 @@ def load_compare(folder: str | Path) -> CompareData:
         warm_starts=warm_starts,
         header=header,
         warnings=tuple(warnings),
+        stages=stages,
     )
+
+
+def _load_stages(folder: Path, cells: Sequence[dict[str, Any]], warnings: list[str]) -> tuple[Stage, ...]:
+    """The runs that finished cells name under `student` and `expert`, each once; a folder may have been written before cells
+    named any."""
+    found: dict[tuple[str, str], tuple[str, dict[str, RunData]]] = {}
+    gone: list[str] = []
+    recipe = _read_object(folder / "recipe.json")
+    for role in ("student", "expert"):
+        for entry in cells:
+            source = entry.get(role)
+            if not isinstance(source, dict) or entry.get("status") != "done":
+                continue
+            place, name = str(source.get("folder")), str(source.get("recipe"))
+            name, runs = found.setdefault((role, str(source.get("checkpoint"))), (name, {}))
+            if place in gone or place in runs:
+                continue
+            run = _stage_run(folder, place)
+            if run is None:
+                gone.append(place)
+                continue
+            runs[place] = _on_same_tasks(run, recipe)
+            warnings += [f"{role} {name}, {place}: {warning}" for warning in run.warnings]
+    if gone:
+        warnings.append(
+            f"students or experts came from {', '.join(gone)}, where no run can be read any more; left out."
+        )
+    names = [(role, name) for (role, _), (name, _) in found.items()]
+    return tuple(
+        Stage(
+            role=role,
+            name=name if names.count((role, name)) == 1 else f"{name}, {folder_of(checkpoint)}",
+            runs=tuple(runs.values()),
+        )
+        for (role, checkpoint), (name, runs) in found.items()
+        if runs
+    )
+
+
+def _on_same_tasks(run: RunData, recipe: dict[str, Any]) -> RunData:
+    """The run without what it measured on other tasks than the comparison's: numbers of the same name, and no comparison."""
+
+    def tasks(table: dict[str, Any]) -> dict[str, Any]:
+        also = (table.get("evaluate") or {}).get("also") or {}
+        return {"": table.get("task")} | {name: of_set.get("task") for name, of_set in also.items()}
+
+    if "task" not in recipe:
+        return run
+    own, wanted = tasks(run.recipe), tasks(recipe)
+    same = {name for name, task in own.items() if name in wanted and wanted[name] == task}
+
+    def kept(metrics: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in metrics.items() if name.rpartition("/")[0] in same}
+
+    evals = tuple(record | {"metrics": kept(record.get("metrics") or {})} for record in run.evals)
+    return replace(run, evals=evals)
+
+
+def folder_of(checkpoint: str) -> str:
+    """The name of the folder of runs, one a seed, that a checkpoint is in: `runs/far-{seed}/final` -> `far`."""
+    return Path(checkpoint).parent.name.replace("{seed}", "").strip("-_ .")
+
+
+def _stage_run(folder: Path, place: str) -> RunData | None:
+    """A run named relative to the comparison or, outside of it, as the recipe has it; None where it cannot be read."""
+    for candidate in (folder / place, Path(place)):
+        if (candidate / "metrics.jsonl").is_file():
+            try:
+                return load_run(candidate)
+            except DataError:
+                return None
+    return None
 
 
 def _load_cell(

@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from understudy.reports.drawing import to_png
+from understudy.reports.tables import format_value
 
 STYLE = """
 :root {
@@ -85,3 +87,13 @@ def replace(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def value_cell(entry: dict[str, Any] | None, name: str) -> str:
+    """A metric's mean with its interval below, for a table; a dash for nothing."""
+    if entry is None:
+        return "-"
+    if entry["low"] is None or entry["high"] is None:
+        return f"{format_value(name, entry['mean'])}<small>no interval</small>"
+    interval = f"{format_value(name, entry['low'])} to {format_value(name, entry['high'])}"
+    return f"{format_value(name, entry['mean'])}<small>{interval}</small>"

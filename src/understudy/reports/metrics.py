@@ -53,6 +53,20 @@ def metric_named(name: str) -> Metric | None:
     return replace(found, title=f"{found.title} on {of_set}")
 
 
+def titled(name: str) -> str:
+    """A metric's title with its unit; one that the reports do not know keeps its own name."""
+    metric = metric_named(name)
+    if metric is None:
+        return name
+    return metric.title + (f" ({metric.unit})" if metric.unit else "")
+
+
+def title_and_unit(metric: str) -> tuple[str, str]:
+    """Title and unit of a metric; one that the reports do not know keeps its own name."""
+    known = metric_named(metric)
+    return (known.title, known.unit) if known else (metric, "")
+
+
 def in_order(names: Iterable[str]) -> list[str]:
     """As reports show them: the run's own before each evaluation set's, known ones first, k rising."""
     return sorted(set(names), key=_place)

@@ -13,18 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from understudy.errors import DataError
+from understudy.reports.curves import ALIGNED_STEPS, learning_curves
 from understudy.reports.discrepancy import RECORD as DISCREPANCY
 from understudy.reports.discrepancy import write_discrepancy_report
 from understudy.reports.figures import (
     STORY,
-    learning_curves,
     moving_front,
     position_figure,
     story_figure,
     time_figure,
 )
 from understudy.reports.folders import CompareData, RunData, load_compare, load_run, number
-from understudy.reports.html import document, embedded, replace
+from understudy.reports.held_out import held_out_section, is_outdated, load_held_out
+from understudy.reports.html import document, embedded, replace, value_cell
 from understudy.reports.metrics import (
     METRICS,
     as_file_name,
@@ -32,18 +33,19 @@ from understudy.reports.metrics import (
     in_order,
     metric_named,
     of_samples,
+    titled,
 )
 from understudy.reports.rewards import has_rewards, reward_figure
 from understudy.reports.samples import STYLE as SAMPLE_STYLE
 from understudy.reports.samples import render_samples
-from understudy.reports.series import groups_of, phase_seconds, position_table
+from understudy.reports.series import groups_of, phase_seconds, position_table, step_scale
 from understudy.reports.tables import (
     AXES,
     compare_rows,
-    format_value,
     metric_names,
     run_rows,
     short_number,
+    stage_rows,
     takeaway,
 )
 from understudy.reports.theory import holds_theory
@@ -64,7 +66,14 @@ GUIDES = {
     "curves": (
         "Thick line: mean over seeds. Thin lines: the seeds. Band: 95 % t interval over seeds, drawn from "
         "three seeds up. Grey: the warm start. Choose what to count as budget above the figure; a method "
-        "that is far along one axis may be cheap along another."
+        "that is far along one axis may be cheap along another. Dashed grey, if any: an expert, counted by "
+        "its own training. Aligned steps, if any: some methods' steps divided, as below the figure."
+    ),
+    "held_out": (
+        "The finished checkpoints, their start and their experts on the same prompts, which nothing was chosen by. Large dot: "
+        "mean over seeds with its 95 % interval; small dots: the seeds. Vertical lines: what was there before. In the "
+        "second table the interval and p are over prompts, with these seeds; the differences of the seeds beside them say "
+        "how far another seed may be off."
     ),
     "position": (
         "One line per moment of training, darker is later. Accuracy that falls, or KL that rises, towards "
@@ -87,6 +96,7 @@ GUIDES = {
 }
 
 TAB_STYLE = """
+tr.divided td { border-top: 2px solid var(--soft); }
 .tabs > input { position: absolute; opacity: 0; }
 .tabs > label {
   display: inline-block; padding: .25rem .8rem; margin: 0 .3rem .6rem 0; border: 1px solid var(--line);
@@ -133,7 +143,7 @@ def _page(data: CompareData | RunData, figures: Path) -> str:
     runs = [run for label in data.methods for run in data.done(label)] if is_compare else [data]
     body = [f"<h1>{escape(title)}</h1>", _warnings(data.warnings), _what_was_run(data, runs), _results(data)]
     if is_compare:
-        body.append(_unfinished(data))
+        body += [_unfinished(data), _held_out(data, figures)]
     if runs:
         body += [_story(data, figures), _learning(data, runs, figures), _positions(data, figures)]
         body += [_reward(data, figures), _time(data, figures), render_samples(data)]
@@ -176,20 +186,24 @@ def _what_was_run(data: CompareData | RunData, runs: Sequence[RunData]) -> str:
 def _results(data: CompareData | RunData) -> str:
     is_compare = isinstance(data, CompareData)
     rows = compare_rows(data) if is_compare else run_rows(data)
+    stages = stage_rows(data) if is_compare else []
     over = "seeds" if is_compare else "prompts"
     names = in_order(name for row in rows for name in row["metrics"])
     budgets = {"trajectories": "trajectories", "expert_queries": "expert queries"}
     budgets |= {"optimizer_steps": "steps", "cpu_seconds": "processor seconds"}
-    heads = ["method", *(["seeds"] if is_compare else []), *budgets.values(), *map(_titled, names)]
+    heads = ["method", *(["seeds"] if is_compare else []), *budgets.values(), *map(titled, names)]
     lines = []
-    for row in rows:
+    for row in (*rows, *stages):
         seeds = f"{row['seeds']} of {row['seeds'] + row['failed']}" if row["failed"] else str(row["seeds"])
         cells = [escape(row["method"]), *([seeds] if is_compare else [])]
         cells += [short_number(row["budget"][key]) for key in budgets]
-        cells += [_value_cell(row["metrics"].get(name), name) for name in names]
-        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        cells += [value_cell(row["metrics"].get(name), name) for name in names]
+        start = '<tr class="divided">' if stages and row is stages[0] else "<tr>"
+        lines.append(start + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     note = "Metrics are those of the last evaluation; the budget includes the warm start."
+    if stages:
+        note += " Below the line: runs that the cells began with or imitated, with their own budget and evaluation."
     return (
         f'<h2>Results</h2><div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
         f'<p class="guide">{escape(takeaway(rows, interval_over=over))} {note}</p>'
@@ -207,6 +221,16 @@ def _unfinished(compare: CompareData) -> str:
         names = ", ".join(f"{cell.label} (seed {cell.seed})" for cell in pending)
         html += f"<h2>Cells not run yet</h2><p>{escape(names)}</p>"
     return html
+
+
+def _held_out(compare: CompareData, figures: Path) -> str:
+    try:
+        found = load_held_out(compare.folder, "test")
+    except DataError as error:
+        return _warnings([str(error)])
+    if found is None:
+        return ""
+    return held_out_section(found, figures, is_outdated(found, compare)) + _guide("held_out")
 
 
 def _story(data: CompareData | RunData, figures: Path) -> str:
@@ -231,6 +255,8 @@ def _learning(data: CompareData | RunData, runs: Sequence[RunData], figures: Pat
         axes = (
             AXES if metric in CURVE_METRICS else {axis: AXES[axis] for axis in FURTHER_AXES if axis in AXES}
         )
+        if step_scale(data):
+            axes = {**axes, ALIGNED_STEPS: ("step", "aligned steps")}
         for axis, (counter, words) in axes.items():
             points = [
                 number(record, counter) + number(record, "metrics", metric, "value") for record in records
@@ -295,29 +321,13 @@ def _tab_style() -> str:
     """The i-th radio button shows the i-th panel (inputs and panels are counted separately, by element)."""
     rules = [
         f".tabs > input:nth-of-type({i}):checked ~ .panel:nth-of-type({i}) {{ display: block; }}"
-        for i in range(1, len(AXES) + 1)
+        for i in range(1, len((*AXES, ALIGNED_STEPS)) + 1)
     ]
     return "\n".join(rules) + "\n"
 
 
 def _guide(key: str) -> str:
     return f'<p class="guide">How to read this. {escape(GUIDES[key])}</p>'
-
-
-def _value_cell(entry: dict[str, Any] | None, name: str) -> str:
-    if entry is None:
-        return "-"
-    if entry["low"] is None or entry["high"] is None:
-        return f"{format_value(name, entry['mean'])}<small>no interval</small>"
-    interval = f"{format_value(name, entry['low'])} to {format_value(name, entry['high'])}"
-    return f"{format_value(name, entry['mean'])}<small>{interval}</small>"
-
-
-def _titled(name: str) -> str:
-    metric = metric_named(name)
-    if metric is None:
-        return name
-    return metric.title + (f" ({metric.unit})" if metric.unit else "")
 
 
 def _title(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from understudy.evaluation.statistics import mean_interval
-from understudy.reports.drawing import method_style
+from understudy.reports.drawing import STAGE_COLOR, STAGE_DASHES, Dashes, method_style
 from understudy.reports.folders import CompareData, RunData, final_counter, number
 from understudy.reports.metrics import metric_named
 from understudy.reports.tables import metric_of
@@ -25,7 +25,7 @@ class Group:
 
     label: str
     color: str
-    dashes: str
+    dashes: Dashes
     runs: tuple[tuple[RunData, RunData | None], ...]
 
     def evals(self, index: int) -> list[dict[str, Any]]:
@@ -50,6 +50,27 @@ def groups_of(source: Source) -> list[Group]:
         (label, runs, *method_style(label, index)) for index, (label, runs) in enumerate(by_label.items())
     ]
     return [Group(label, color, dashes, tuple(runs)) for label, runs, color, dashes in styled if runs]
+
+
+def expert_groups(source: Source) -> list[Group]:
+    """The experts that a comparison's cells imitated and that are runs of ours, in grey, told apart by their dashes."""
+    stages = source.stages if isinstance(source, CompareData) else ()
+    experts = [stage for stage in stages if stage.kind == "expert"]
+    return [
+        Group(
+            stage.label,
+            STAGE_COLOR,
+            STAGE_DASHES[index % len(STAGE_DASHES)],
+            tuple((run, run.warm_start) for run in stage.runs),
+        )
+        for index, stage in enumerate(experts)
+    ]
+
+
+def step_scale(source: Source) -> dict[str, float]:
+    """Label -> what its steps are divided by on the axis of aligned steps; empty where nothing is."""
+    found = source.header.get("step_scale") if isinstance(source, CompareData) else None
+    return {label: float(divisor) for label, divisor in (found or {}).items() if float(divisor) != 1}
 
 
 def curves_of(group: Group, metric: str, counter: str) -> list[tuple[np.ndarray, np.ndarray]]:

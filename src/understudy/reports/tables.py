@@ -45,6 +45,7 @@ __all__ = [
     "render_compare",
     "run_rows",
     "short_number",
+    "stage_rows",
     "takeaway",
 ]
 
@@ -56,6 +57,9 @@ AXES: dict[str, tuple[str, str]] = {
     "cpu_seconds": ("cpu_seconds", "processor seconds"),
 }
 """Budget axis -> (counter in a record, what the axis is called in words, after "by")."""
+
+HEADER_WIDTH, MIN_NAME_WIDTH = 12, 14
+"""Letters of a line of a column's header, and least of the column of names."""
 
 BUDGET = {
     "trajectories": "trajectories",
@@ -82,11 +86,12 @@ def compare_rows(compare: CompareData) -> list[dict[str, Any]]:
     for label in compare.methods:
         runs = compare.done(label)
         failed = sum(cell.label == label and cell.status == "failed" for cell in compare.cells)
-        estimates = {
-            name: over_seeds(name, [final_metric(run, name) for run in runs]) for name in metric_names(runs)
-        }
-        rows.append(_row(label, runs, failed, estimates))
+        rows.append(_row(label, runs, failed, _final_estimates(runs)))
     return rows
+
+
+def _final_estimates(runs: Sequence[RunData]) -> dict[str, Estimate]:
+    return {name: over_seeds(name, [final_metric(run, name) for run in runs]) for name in metric_names(runs)}
 
 
 def run_rows(run: RunData) -> list[dict[str, Any]]:
@@ -125,9 +130,30 @@ def over_seeds(name: str, per_seed: Sequence[Estimate]) -> Estimate:
     return mean_interval(values, bounds=None if metric is None else metric.bounds)
 
 
-def render_compare(rows: Sequence[dict[str, Any]], console: Console, *, interval_over: str = "seeds") -> None:
+def stage_rows(compare: CompareData) -> list[dict[str, Any]]:
+    """One row a stage, in the shape of `compare_rows` with a key more: `stage` (`start` or `expert`).
+
+    Its budget is its own, and its metrics are those of its own last evaluation.
+    """
+    return [
+        {
+            **_row(f"{stage.kind} {stage.label}", stage.runs, 0, _final_estimates(stage.runs)),
+            "stage": stage.kind,
+        }
+        for stage in compare.stages
+    ]
+
+
+def render_compare(
+    rows: Sequence[dict[str, Any]],
+    console: Console,
+    *,
+    interval_over: str = "seeds",
+    below: Sequence[dict[str, Any]] = (),
+    has_budget: bool = True,
+) -> None:
     """Print the rows as a table, with one line below it that says what to take from it; then what several samples a prompt
-    gave, and what each further evaluation set did."""
+    gave, and what each further evaluation set did. Rows of `below` stand apart and are not ranked."""
     names = [name for name in METRICS if any(name in row["metrics"] for row in rows)]
     is_wide = console.width >= 110
     if not is_wide:
@@ -137,12 +163,17 @@ def render_compare(rows: Sequence[dict[str, Any]], console: Console, *, interval
     if is_wide:
         budgets = {"trajectories": "trajec-\ntories", "expert_queries": "expert\nqueries"}
         budgets |= {"optimizer_steps": "steps", "cpu_seconds": "cpu\nseconds"}
-    console.print(_table(rows, names, {"seeds": "seeds", **budgets}))
+    columns = {"seeds": "seeds", **(budgets if has_budget else {})}
+    console.print(_table(rows, below, names, columns))
     console.print(Text(takeaway(rows, interval_over=interval_over), style="italic"))
-    _render_further(rows, console, max_columns=8 if is_wide else 4)
+    # A column is at most as wide as a line of its header, and two between it and the next.
+    room = (console.width - _name_width(rows) - 2) // (HEADER_WIDTH + 2)
+    _render_further(rows, below, console, max_columns=max(1, min(room, 8)))
 
 
-def _render_further(rows: Sequence[dict[str, Any]], console: Console, *, max_columns: int) -> None:
+def _render_further(
+    rows: Sequence[dict[str, Any]], below: Sequence[dict[str, Any]], console: Console, *, max_columns: int
+) -> None:
     """Tables of their own, so that none gets too wide: no column of a metric is left out."""
     found = {name for row in rows for name in row["metrics"]}
     groups = {"Several samples a prompt": of_samples(found)}
@@ -150,20 +181,31 @@ def _render_further(rows: Sequence[dict[str, Any]], console: Console, *, max_col
     for title, names in groups.items():
         for start in range(0, len(names), max_columns):
             console.print(Text(f"\n{title}{', continued' if start else ''}", style="bold"))
-            console.print(_table(rows, names[start : start + max_columns], {}))
+            shown = names[start : start + max_columns]
+            console.print(_table(rows, [row for row in below if {*shown} & {*row["metrics"]}], shown, {}))
 
 
-def _table(rows: Sequence[dict[str, Any]], names: Sequence[str], budgets: Mapping[str, str]) -> Table:
+def _table(
+    rows: Sequence[dict[str, Any]],
+    below: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    budgets: Mapping[str, str],
+) -> Table:
     """One row a method: the columns of `budgets` (seeds, or a key of the row's budget) and those of the metrics."""
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("method", no_wrap=True)
+    names_below = [textwrap.fill(row["method"], _name_width(rows), break_on_hyphens=False) for row in below]
+    below = [{**row, "method": name} for row, name in zip(below, names_below, strict=True)]
     for header in budgets.values():
         table.add_column(header, justify="right", no_wrap=True)
     for name in names:
-        metric = METRICS.get(name.rpartition("/")[2]) or metric_named(name)
+        metric = metric_named(name.rpartition("/")[2])
         assert metric is not None
         table.add_column(_header(metric), justify="right", no_wrap=True)
-    for row in rows:
+    for row in (*rows, None, *below) if below else rows:
+        if row is None:
+            table.add_row()
+            continue
         seeds = f"{row['seeds']} of {row['seeds'] + row['failed']}" if row["failed"] else str(row["seeds"])
         numbers = [Text(seeds if key == "seeds" else short_number(row["budget"][key])) for key in budgets]
         table.add_row(Text(row["method"]), *numbers, *(_cell_text(row, name) for name in names))
@@ -219,9 +261,14 @@ def _cell_text(row: dict[str, Any], name: str) -> Text:
 
 
 def _header(metric: Metric) -> str:
-    """The title in lines of at most twelve letters: a header must not make its column wide."""
+    """The title in short lines: a header must not make its column wide."""
     words = metric.title + (f" ({metric.unit})" if metric.unit else "")
-    return "\n".join(textwrap.wrap(words, 12, break_on_hyphens=True))
+    return "\n".join(textwrap.wrap(words, HEADER_WIDTH, break_on_hyphens=True))
+
+
+def _name_width(rows: Sequence[dict[str, Any]]) -> int:
+    """Room for the methods' names; longer ones of other rows are broken, so that the methods' columns keep their place."""
+    return max([MIN_NAME_WIDTH, *(len(row["method"]) for row in rows)])
 
 
 def _row(label: str, runs: Sequence[RunData], failed: int, estimates: dict[str, Estimate]) -> dict[str, Any]:
