@@ -53,6 +53,29 @@ def test_gsm8k_local(tmp_path, monkeypatch):
     _check(rows, json.loads((RECIPES / "gsm8k-local" / "expected.json").read_text()))
 
 
+@pytest.mark.recipe
+def test_realizability(tmp_path, monkeypatch):
+    """Above two hours: base, three experts, the other expert and 24 students."""
+    (tmp_path / "recipes").symlink_to(RECIPES)
+    monkeypatch.chdir(tmp_path)
+    expected = json.loads((RECIPES / "realizability" / "expected.json").read_text())
+    rows = {
+        row["method"]: row["metrics"]
+        for row in compare(load_recipe("recipes/realizability"), "runs/realizability")
+    }
+    _check([{"method": label, "metrics": metrics} for label, metrics in rows.items()], expected)
+    experts = [_first_and_last(Path(f"runs/realizability-stages/expert-seed{seed}")) for seed in (0, 1, 2)]
+    gain = [end["accuracy_sampled"] - start["accuracy_sampled"] for start, end in experts]
+    assert min(gain) >= 0.15, gain
+
+
+def _first_and_last(folder):
+    """The metrics of a run's first and last evaluations."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    evals = [{k: v["value"] for k, v in r["metrics"].items()} for r in records if r["kind"] == "eval"]
+    return evals[0], evals[-1]
+
+
 def _init_options():
     """The options of `understudy init` as the recipe's README gives them."""
     text = (RECIPES / "gsm8k-local" / "README.md").read_text().replace("\\\n", " ")
