@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from understudy.objectives.laws import Head, Law
 from understudy.objectives.reduce import weighted_sum
 from understudy.objectives.rows import Given, RowLoss, loss_column, require_values
-from understudy.objectives.shapes import require_rows, require_tokens, wide_log_softmax
+from understudy.objectives.shapes import require_lists, require_rows, require_tokens, wide_log_softmax
 from understudy.objectives.tiles import Walk, default_rows_per_tile, rows_between, walk_tiles, wide_zeros
 
 
@@ -62,7 +62,7 @@ def loss_from_hidden(
         law: the expert's law at the same N rows, or None for a loss of tokens alone.
         token_N: [N] ids in 0..V - 1, or None.
         uniform_N: [N] uniform numbers in [0, 1), or None.
-        given_N: more fields of `Rows`, each [N]; constants.
+        given_N: more fields of `Rows`, each [N], or [N, K] for those of a target; constants.
         rows_per_tile: rows of one tile; None chooses by V and device. It moves results by rounding only.
     Returns:
         loss: scalar with a graph, 0 where there is nothing to train on; at least float32.
@@ -73,7 +73,7 @@ def loss_from_hidden(
     """
     student_head = student_head.gathered()
     num_rows, vocab_size = student_hidden_ND.shape[0], student_head.weight_VD.shape[0]
-    given_N = _require_given(num_rows, given_N)
+    given_N = _require_given(num_rows, vocab_size, given_N)
     _require_fit(num_rows, vocab_size, weight_N, law, token_N, uniform_N)
     if rows_per_tile is None:
         rows_per_tile = default_rows_per_tile(vocab_size, student_hidden_ND.device)
@@ -119,7 +119,7 @@ def loss_from_logits(
         ValueError: lengths, vocabularies or ids do not fit each other.
     """
     num_rows, vocab_size = student_logits_NV.shape
-    given_N = _require_given(num_rows, given_N)
+    given_N = _require_given(num_rows, vocab_size, given_N)
     _require_fit(num_rows, vocab_size, weight_N, law, token_N, uniform_N)
     # The same numbers everywhere, a gradient only where it counts: 0 * inf inside a row of weight 0 would be
     # NaN.
@@ -176,9 +176,12 @@ def _operand_dtype(hidden_ND: Tensor) -> torch.dtype:
     return hidden_ND.dtype
 
 
-def _require_given(num_rows: int, given_N: Given | None) -> Given:
+def _require_given(num_rows: int, vocab_size: int, given_N: Given | None) -> Given:
     given_N = {} if given_N is None else {name: value_N.detach() for name, value_N in given_N.items()}
-    require_rows(num_rows, **given_N)
+    lists = {name for name in given_N if name.endswith("_nK")}
+    require_rows(num_rows, **{name: value_N for name, value_N in given_N.items() if name not in lists})
+    require_lists(num_rows, **{name: given_N[name] for name in sorted(lists)})
+    require_tokens(vocab_size, target_token_nK=given_N.get("target_token_nK"))
     return given_N
 
 

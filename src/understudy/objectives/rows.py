@@ -1,6 +1,6 @@
 """What a loss of one position may look at, and the type of such a loss.
 
-n rows of one tile, V vocabulary.
+n rows of one tile, V vocabulary, K tokens of a target.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ class Rows:
     the expert). `uniform_n`: a number in [0, 1) a row, for losses that draw a token from the student itself.
     `advantage_n`: how much better the token turned out than expected, any unit. `old_logp_n`: the token's log-probability
     under the law that drew it; `reference_logp_n`: under the law that the student should stay near. `loss_n`: the value
-    that the loss has at the row, where it is known beforehand.
+    that the loss has at the row, where it is known beforehand. `target_token_nK`, `target_weight_nK`: a law over a few
+    tokens that the student should take at the row (`windows.Targets`).
     """
 
     expert_logp_nV: Tensor | None = None
@@ -31,6 +32,8 @@ class Rows:
     old_logp_n: Tensor | None = None
     reference_logp_n: Tensor | None = None
     loss_n: Tensor | None = None
+    target_token_nK: Tensor | None = None
+    target_weight_nK: Tensor | None = None
 
     def required(self, name: str) -> Tensor:
         """The tensor of that name. ValueError if it was not given."""
@@ -49,7 +52,7 @@ A `Watched` loss gives [n, 1 + K]: the value, then what it reports.
 """
 
 Given = Mapping[str, Tensor]
-"""Names of `Rows` fields -> [N]: what is known of every row besides law, token and uniform number."""
+"""Names of `Rows` fields -> [N], or [N, K] for those of a target: what is known besides law, token and uniform number."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Shape checks and the one place where logits become log-probabilities.
 
-N rows, V vocabulary.
+N rows, K tokens listed at each, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,6 +27,17 @@ def require_rows(num_rows: int, **named: Tensor | None) -> None:
                 f"{name} must hold one entry a row, shape ({num_rows},), got {tuple(tensor.shape)}: "
                 "select it with the same gate as the hidden states."
             )
+
+
+def require_lists(num_rows: int, **named: Tensor) -> None:
+    """Raise ValueError unless all given tensors have one shape (num_rows, K)."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
+    if len(set(shapes.values())) > 1 or any(len(s) != 2 or s[0] != num_rows for s in shapes.values()):
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(
+            f"expected K entries for each of {num_rows} rows, got {found}: "
+            "select them with the same gate as the hidden states."
+        )
 
 
 def require_tokens(vocab_size: int, **named: Tensor | None) -> None:
