@@ -118,6 +118,15 @@ def test_the_verdict():
     near = [*tokens("low", "a", (0, 0.1)), *tokens("high", "a", (9, 0.2))]
     probe = probe_forks(near, seed=0, num_resamples=100)
     assert (probe.verdict, probe.median_gap.low) == ("cannot tell", None)
+    lone = [*tokens("low", "a", (0, 0.1), (0, 0.5)), *tokens("high", "a", (9, 0.2), (9, 0.9))]
+    share = probe_forks(lone, seed=0, num_resamples=100).false_alarm_share
+    assert (share.value, share.low, share.high) == (0.5, None, None)  # one trajectory
+    alike = [
+        t for i in range(12) for name in ("low", "high") for t in tokens(name, str(i), (i, rng.random()))
+    ]
+    probe = probe_forks(alike, seed=0, num_resamples=100)
+    assert probe.median_gap.low < 0 < probe.median_gap.high
+    assert probe.verdict == "cannot tell"
     apart = [
         *(t for i in range(12) for t in tokens("low", str(i), *((0.1, x) for x in rng.random(5)))),
         *(t for i in range(12) for t in tokens("high", str(i), *((9, 3 + x) for x in rng.random(5)))),
