@@ -34,6 +34,7 @@ from understudy.rollouts.offline import OfflineData, num_trained, offline_folder
 from understudy.rollouts.sampler import Limits
 from understudy.schema import Recipe
 from understudy.settings import to_table
+from understudy.tasks.task import Task
 from understudy.trainer.checkpoint import Progress
 from understudy.trainer.journal import Journal
 from understudy.trainer.loss import Labels, StudentLoss, expert_scores, reference_logp
@@ -237,32 +238,37 @@ def _offline(
         return "reference"
     if parts.expert is None:
         return None
+    writer = {"expert": parts.expert.identity}
+    return _written_once(recipe, parts.task, limits, root, writer, decoder=parts.expert.decoder)
+
+
+def _written_once(
+    recipe: Recipe, task: Task, limits: Limits, root: Path, writer: Mapping[str, Any], **rest: Any
+) -> OfflineData:
+    """Responses that are written once and found again by all that decides them: `writer` is who writes, and how many.
+
+    Args:
+        rest: further fields of `OfflineData`.
+    """
     identity = {
-        "task": parts.task.identity,
-        "expert": parts.expert.identity,
-        **_conditions(recipe, limits),
-    }
-    return OfflineData(
-        folder=offline_folder(root, identity),
-        task=parts.task,
-        identity=identity,
-        seed=recipe.seed,
-        limits=limits,
-        samples_per_prompt=recipe.train.samples_per_prompt,
-        batch_size=recipe.train.rollout_batch_size,
-        decoder=parts.expert.decoder,
-    )
-
-
-def _conditions(recipe: Recipe, limits: Limits) -> dict[str, Any]:
-    """What decides responses that are written once, whoever writes them."""
-    return {
+        "task": task.identity,
+        **writer,
         "seed": recipe.seed,
         "max_new_tokens": limits.max_new_tokens,
         "eos_ids": sorted(limits.eos_ids),
         "stop_strings": list(limits.stop_strings),
         "samples_per_prompt": recipe.train.samples_per_prompt,
     }
+    return OfflineData(
+        folder=offline_folder(root, identity),
+        task=task,
+        identity=identity,
+        seed=recipe.seed,
+        limits=limits,
+        samples_per_prompt=recipe.train.samples_per_prompt,
+        batch_size=recipe.train.rollout_batch_size,
+        **rest,
+    )
 
 
 def base_samples(
@@ -276,20 +282,12 @@ def base_samples(
             f"would be prompts that are trained on. Set method.queries to at most {size}."
         )
     base = copy.deepcopy(parts.student).requires_grad_(False)
-    identity = {
-        "task": parts.task.identity,
-        "base": fingerprint(base),
-        **_conditions(recipe, limits),
-        "queries": queries,
-    }
-    return OfflineData(
-        folder=offline_folder(root, identity),
-        task=parts.task,
-        identity=identity,
-        seed=recipe.seed,
-        limits=limits,
-        samples_per_prompt=recipe.train.samples_per_prompt,
-        batch_size=recipe.train.rollout_batch_size,
+    return _written_once(
+        recipe,
+        parts.task,
+        limits,
+        root,
+        {"base": fingerprint(base), "queries": queries},
         decoder=lambda: HFDecoder(base.eval(), vocab_size=parts.vocab_size),
         num_prompts=num_trained(queries, options["heldout"]),
         num_written=queries,
