@@ -233,6 +233,7 @@ def _puzzles(config: CountdownTask) -> Generator | Rows:
             seed=config.seed,
             excluded=frozenset(puzzle.content for file in config.exclude for puzzle in read_file(file)),
             outside=None if config.outside is None else Range(**vars(config.outside)),
+            trains_on_all=config.train_on_all,
         )
     if config.path is not None:
         found = read_folder(config.path)

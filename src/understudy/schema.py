@@ -115,6 +115,8 @@ class CountdownTask:
     """JSON Lines files of puzzles that are never drawn."""
     outside: CountdownRange | None = None
     """Puzzles of this range are never drawn either: of a wider range, what lies outside of the one that is trained on."""
+    train_on_all: bool = False
+    """Training draws the puzzles of validation and test, too: for an expert that is to know them all by heart, never a student."""
     path: str | None = None
     """Puzzles from a folder with train.jsonl and test.jsonl (nums, target) instead of drawn ones."""
     dataset: str | None = None
@@ -158,8 +160,8 @@ class CountdownTask:
             "validation names a file of task.path, which is not given.",
         )
         require(
-            not (is_read and (self.exclude or self.outside is not None)),
-            "exclude and outside keep puzzles from being drawn, and here they are read. Remove them.",
+            not (is_read and (self.exclude or self.outside is not None or self.train_on_all)),
+            "exclude, outside and train_on_all say which puzzles are drawn, and here they are read. Remove them.",
         )
         require(
             self.format == "think" or (not self.stop_strings and self.end_token is None),

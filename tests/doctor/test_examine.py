@@ -311,3 +311,25 @@ def test_too_few_held_out_prompts_are_told_before_the_run():
     assert found["held-out prompts"].status == "problem"
     assert "prompts = 500, and the validation split" in found["held-out prompts"].found
     assert "evaluation sets" not in found
+
+
+@pytest.mark.parametrize("is_part", [False, True])
+def test_training_on_held_out_puzzles_is_told(is_part):
+    task = {"kind": "countdown", "format": "compact", "operands": [3], "max_number": 9, "max_target": 20}
+    table = {
+        "name": "knows all",
+        "student": {"new": {"family": "llama", "layers": 1, "width": 16, "heads": 2, "max_positions": 512}},
+        "method": {"name": "sft"},
+        "data": {"offline": "reference"},
+        "train": {"steps": 1, "batch_size": 2, "device": "cpu"},
+        "optimizer": {"learning_rate": 1e-3},
+        "evaluate": {"prompts": 8},
+    }
+    for knows in (False, True):
+        chosen = {**task, "train_on_all": knows}
+        found = findings(
+            {**table, "task": {"kind": "mixture", "parts": [{"task": chosen}]} if is_part else chosen}
+        )
+        assert ("unseen prompts" in found) == knows
+    assert found["unseen prompts"].status == "warning"
+    assert "learnt by heart" in found["unseen prompts"].found

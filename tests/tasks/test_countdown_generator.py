@@ -179,6 +179,25 @@ def test_puzzles_of_another_range_are_left_out():
         Generator(operands=(3,), max_number=12, max_target=20, outside=inner)
 
 
+def test_trained_on_all_means_every_puzzle_and_leaves_the_held_out_ones_as_they_were():
+    own = Generator(operands=(3,), max_number=6, max_target=12)
+    every = replace(own, trains_on_all=True)
+    held = {p.content for split in ("validation", "test") for p in own.puzzles(split, 0, 10_000)}
+    train = {p.content for p in own.puzzles("train", 0, 10_000)}
+    assert held
+    assert not held & train
+    assert {p.content for p in every.puzzles("train", 0, 20_000)} == held | train
+    for split in ("validation", "test"):
+        assert every.puzzles(split, 0, 10_000) == own.puzzles(split, 0, 10_000)
+    # What is excluded or lies in the other range stays away, here too.
+    inner = Range(operands=(3,), max_number=5, max_target=12)
+    outer = replace(every, outside=inner, excluded=frozenset(list(held)[:5]))
+    found = {p.content for p in outer.puzzles("train", 0, 5000)}
+    assert found
+    assert not found & set(list(held)[:5])
+    assert all(max(content[:3]) == 6 for content in found)
+
+
 def test_excluded_puzzles_never_come():
     common = {p.content for p in SMALL.puzzles("train", 0, 300)}
     source = Generator(operands=(3, 4), max_number=12, max_target=24, excluded=frozenset(common))

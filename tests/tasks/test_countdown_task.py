@@ -375,6 +375,11 @@ def test_a_recipe_makes_the_task(tmp_path):
     )
     assert outer.identity == compact(expected, traces).identity != task.identity
     assert recipe_from_table(recipe.to_table()) == recipe
+    knowing = build_task(
+        recipe_from_table({**table, "task": {**table["task"], "train_on_all": True}}), None, frozenset()
+    )
+    every = Generator(operands=(3,), max_number=9, max_target=20, trains_on_all=True)
+    assert knowing.identity == compact(every, traces).identity != task.identity
     read = build_task(
         recipe_from_table(recipe_table(format="compact", path=str(SAMPLE), validation="test_ood")),
         None,
@@ -400,6 +405,7 @@ def test_a_recipe_makes_the_task(tmp_path):
         ({"validation_rows": 5}, "validation_rows are held out of task.path or task.dataset"),
         ({"validation": "test_ood"}, "validation names a file of task.path"),
         ({"path": "a", "exclude": ["b"]}, "here they are read. Remove them"),
+        ({"path": "a", "train_on_all": True}, "here they are read. Remove them"),
         (
             {"dataset": "a", "outside": {"operands": [3], "max_number": 9, "max_target": 9}},
             "here they are read. Remove them",

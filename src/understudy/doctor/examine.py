@@ -28,7 +28,7 @@ from understudy.doctor.tokens import (
     check_token_ids,
     check_vocabulary,
 )
-from understudy.doctor.work import check_gold, check_lengths, check_references
+from understudy.doctor.work import check_gold, check_held_out, check_lengths, check_references
 from understudy.experts.expert import Expert
 from understudy.experts.local import LocalExpert
 from understudy.experts.noisy import Noise, NoisyExpert, build_noise
@@ -87,7 +87,7 @@ def examine(recipe: Recipe) -> list[Finding]:
     _look_at_text(p, findings)
     if p.task is not None:
         findings += [*check_lengths(p.recipe, p.task, p.student, _model_of(p.expert)), check_gold(p.task)]
-        findings.append(check_references(p.recipe, p.task))
+        findings += [check_references(p.recipe, p.task), *check_held_out(p.recipe)]
         _look_at_rewards(p.recipe, p.task, findings)
         _look_at_sets(p, p.task, findings)
         _look_at_numbers(p, p.task, findings)

@@ -7,7 +7,7 @@ from torch import nn
 from understudy.doctor.finding import Finding, fine, problem, warning
 from understudy.models import context_length
 from understudy.records import Prompt
-from understudy.schema import Recipe
+from understudy.schema import CountdownTask, MixtureTask, Recipe
 from understudy.tasks.task import Split, Task
 from understudy.tasks.text_task import TextTask
 
@@ -69,6 +69,20 @@ def _dropped(task: TextTask) -> list[Finding]:
                 warning("dropped rows", found, "Raise task.max_prompt_tokens or task.max_new_tokens.")
             )
     return findings
+
+
+def check_held_out(recipe: Recipe) -> list[Finding]:
+    """A task whose training puzzles are those of its held-out splits, too; nothing to say of any other."""
+    task = recipe.task
+    tasks = [part.task for part in task.parts] if isinstance(task, MixtureTask) else [task]
+    if not any(isinstance(t, CountdownTask) and t.train_on_all for t in tasks):
+        return []
+    found = "task.train_on_all = true: training sees the held-out puzzles, so accuracy on them is what was learnt by heart"
+    return [
+        warning(
+            "unseen prompts", found, "Use it for an expert that is to know them all; never for a student."
+        )
+    ]
 
 
 def check_references(recipe: Recipe, task: Task) -> Finding:

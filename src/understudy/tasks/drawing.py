@@ -2,7 +2,7 @@
 
 A row has `num` numbers and perhaps something behind them, such as a target; its content is the row with the numbers sorted.
 A content belongs to one split, whatever the ranges and the seed. In train it may come again; in validation and test each comes
-once, so that the items are as many different ones as they look.
+once, so that the items are as many different ones as they look. Ranges that train on all have in train what the others have, too.
 """
 
 from __future__ import annotations
@@ -44,6 +44,11 @@ class Ranges(Protocol):
     @property
     def nums(self) -> tuple[int, ...]:
         """How many numbers a row may have, each equally likely."""
+        ...
+
+    @property
+    def trains_on_all(self) -> bool:
+        """Whether train has every content, those of validation and test too."""
         ...
 
     def limits(self, num: int) -> Row:
@@ -160,7 +165,8 @@ def _drawn(
 
 
 def _of_split(ranges: Ranges, draw_NK: NDArray[np.int64], num: int, split: Split) -> NDArray[np.int64]:
-    draw_NK = draw_NK[split_of(contents(draw_NK, num)) == SPLITS.index(split)]
+    if split != "train" or not ranges.trains_on_all:
+        draw_NK = draw_NK[split_of(contents(draw_NK, num)) == SPLITS.index(split)]
     return draw_NK[ranges.allowed(draw_NK, num)]
 
 

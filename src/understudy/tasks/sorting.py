@@ -53,6 +53,10 @@ class Sorting:
         stream(self.seed)  # refuses a bad seed here, not at the first prompt
 
     @property
+    def trains_on_all(self) -> bool:
+        return False
+
+    @property
     def name(self) -> str:
         return "sorting"
 

@@ -67,6 +67,9 @@ class Generator:
     A puzzle belongs to one split by its content, whatever the range and the seed: what is trained on in one range is
     never tested on in another. In train a puzzle may come again; in validation and test each content comes once.
     `excluded` contents never come, nor do puzzles of the range `outside`.
+
+    `trains_on_all` gives train the held-out puzzles as well: for an expert that is to know every puzzle. What is then
+    measured on validation and test is what it has learnt by heart.
     """
 
     operands: tuple[int, ...] = (3, 4)
@@ -75,6 +78,7 @@ class Generator:
     seed: int = 1337
     excluded: Collection[Content] = field(default=frozenset(), repr=False)
     outside: Range | None = field(default=None, repr=False)
+    trains_on_all: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.operands or len(set(self.operands)) < len(self.operands):

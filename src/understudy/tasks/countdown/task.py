@@ -48,6 +48,8 @@ class Countdown:
         excluded = repr(sorted(source.excluded)) if isinstance(source, Generator) else ""
         if isinstance(source, Generator) and source.outside is not None:
             excluded += f" {source.outside!r}"
+        if isinstance(source, Generator) and source.trains_on_all:
+            excluded += " trained on all"
         where = repr(source) if isinstance(source, Generator) else source.identity
         return f"countdown {where}{excluded} {self.traces!r} {self.format.identity}"
 
