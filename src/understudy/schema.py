@@ -116,7 +116,7 @@ class CountdownTask:
     outside: CountdownRange | None = None
     """Puzzles of this range are never drawn either: of a wider range, what lies outside of the one that is trained on."""
     train_on_all: bool = False
-    """Training draws the puzzles of validation and test, too: for an expert that is to know them all by heart, never a student."""
+    """Training draws the puzzles of validation and test, too: for an expert that is to know all by heart, never a student."""
     path: str | None = None
     """Puzzles from a folder with train.jsonl and test.jsonl (nums, target) instead of drawn ones."""
     dataset: str | None = None
