@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from understudy.config import load_recipe
     from understudy.discrepancy import compare_responses
     from understudy.doctor import examine
+    from understudy.fork_correction import correct_forks
+    from understudy.forks import find_forks
     from understudy.laboratory import run_theory
     from understudy.measure import evaluate_checkpoint
     from understudy.methods import METHODS
@@ -34,9 +36,11 @@ _HOMES = {
     "choose_pessimism": "understudy.pessimism",
     "compare": "understudy.comparison",
     "compare_responses": "understudy.discrepancy",
+    "correct_forks": "understudy.fork_correction",
     "evaluate_checkpoint": "understudy.measure",
     "evaluate_comparison": "understudy.comparison_evaluation",
     "examine": "understudy.doctor",
+    "find_forks": "understudy.forks",
     "load_recipe": "understudy.config",
     "make_starter": "understudy.starter",
     "run_theory": "understudy.laboratory",
@@ -53,9 +57,11 @@ __all__ = [
     "choose_pessimism",
     "compare",
     "compare_responses",
+    "correct_forks",
     "evaluate_checkpoint",
     "evaluate_comparison",
     "examine",
+    "find_forks",
     "load_recipe",
     "make_starter",
     "run_theory",

@@ -8,6 +8,7 @@ import shlex
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from understudy.config import cell_recipe, warm_start_recipe
+from understudy.config import cell_recipe, uses_server, warm_start_recipe
 from understudy.errors import ConfigError, TrainingError
 from understudy.experts.expert import Expert
 from understudy.experts.noisy import Noise
@@ -90,17 +91,29 @@ def compare(
     console = console or Console(stderr=True)
     given = OwnParts(task=task, expert=expert, noise=noise)
     jobs = _jobs(recipe, folder, ("student", "expert") if expert is None else ("student",))
+    own = given if any(part is not None for part in vars(given).values()) else None
+    count = 1 if own else workers or recipe.compare.workers
+    _refuse_shared_server(jobs, count)
     claim_folder(folder, recipe, given, kind="a comparison", resume=resume, overwrite=overwrite)
     board = _Board(folder, recipe, jobs)
-    count = workers or recipe.compare.workers
-    own = given if any(part is not None for part in vars(given).values()) else None
     try:
-        _run_jobs(jobs, board, own, 1 if own else count, console)
+        _run_jobs(jobs, board, own, count, console)
     except OSError as error:
         raise TrainingError(
             f"{folder}: {error}. Nothing written before is lost; free some space and go on with --resume."
         ) from error
     return compare_rows(load_compare(folder))
+
+
+def _refuse_shared_server(jobs: Sequence[_Job], workers: int) -> None:
+    """A server holds one student's weights at a time."""
+    asks = Counter(job.recipe.rollouts.server for job in jobs if uses_server(job.recipe))
+    shared = [server for server, num in asks.items() if num > 1]
+    if workers > 1 and shared:
+        raise ConfigError(
+            f"{workers} runs side by side would overwrite each other's weights on the server {shared[0]}. Set "
+            "compare.workers = 1 (--workers 1)."
+        )
 
 
 def _jobs(recipe: Recipe, folder: Path, roles: tuple[Role, ...]) -> list[_Job]:

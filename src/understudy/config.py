@@ -166,6 +166,7 @@ def _check_method(recipe: Recipe, method: Method) -> None:
         )
     method.check_options(given)
     _check_channel(recipe, method)
+    _check_server(recipe, method)
     if recipe.rollouts.drafts == "coupled" and method.objective(estimator).needs_student_tokens:
         raise ConfigError(
             f"rollouts.drafts = 'coupled' does not fit {method.name}: a policy gradient is right on average over fresh samples "
@@ -204,6 +205,33 @@ def _check_reward(recipe: Recipe, method: Method) -> None:
             f"{method.name} learns from the grades of responses and task.grader is not set. Set it, or use a method that "
             "imitates an expert."
         )
+
+
+def _check_server(recipe: Recipe, method: Method) -> None:
+    """What a server cannot write is refused."""
+    if not uses_server(recipe):
+        return
+    require(
+        method.prefixes.unit == "sequence",
+        f"{method.name} has student and expert write one response token by token, and rollouts.server writes whole ones. "
+        "Leave rollouts.server out, or use gkd, which mixes whole responses.",
+    )
+    require(
+        recipe.rollouts.drafts != "coupled",
+        "rollouts.drafts = 'coupled' draws by a rule of our own, and with rollouts.server the server draws. Use 'auto' or 'off', "
+        "or leave rollouts.server out.",
+    )
+    temperature = recipe.method.rollout_temperature
+    require(
+        temperature is None or temperature == 0 or 0.01 <= temperature <= 2,
+        f"rollouts.server draws at temperature 0 or in [0.01, 2] (vLLM changes or refuses others), got "
+        f"method.rollout_temperature = {temperature}. Change it, or leave rollouts.server out.",
+    )
+
+
+def uses_server(recipe: Recipe) -> bool:
+    """Whether a server writes responses in this run; a method on fixed data asks none."""
+    return recipe.rollouts.server is not None and not method_named(recipe.method.name).prefixes.is_fixed_data
 
 
 def _check_channel(recipe: Recipe, method: Method) -> None:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Literal
 
 from understudy.errors import ConfigError
-from understudy.objectives import divergences, estimators, pessimistic, policy
+from understudy.objectives import divergences, estimators, pessimistic, policy, windows
 from understudy.objectives.channel import NoiseChannel, through_channel
 from understudy.objectives.rows import RowLoss
 from understudy.settings import nearest
@@ -58,6 +58,10 @@ class Objective:
 
     score: bool = False
     """The expert's judgement of the whole response, asked for once, and the log-probability that it was written with."""
+    targets: bool = False
+    """The law that comes with each token of the trajectory."""
+    look_ahead: Objective | None = None
+    """What is trained besides, on windows that are written from tokens of high loss; see `trainer.look_ahead`."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -77,7 +81,14 @@ class Objective:
     def with_options(self, options: Mapping[str, Any]) -> Objective:
         """The same with what the options switch on; a coefficient of 0 needs nothing."""
         distil, kl = options.get("distil", 0.0), options.get("kl", 0.0)
-        return replace(self, distil=distil, reference=kl > 0, options=options)
+        looks = options.get("window_weight", 0.0) > 0 or options.get("suppress", "none") != "none"
+        return replace(
+            self,
+            distil=distil,
+            reference=kl > 0,
+            look_ahead=self.look_ahead if looks else None,
+            options=options,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +127,8 @@ class Method:
     source: str
     options: Mapping[str, Any] = field(default_factory=dict)
     """Option -> default; what a recipe's [method] table may set beside `estimator`."""
+    instead: Mapping[str, str] = field(default_factory=dict)
+    """Option -> the one whose place it takes when it is set; both cannot be."""
     twins: Mapping[float, str] = field(default_factory=dict)
     """Rollout temperature -> the row that this one would be at it; asking for it is refused, naming that row."""
     plain: str = ""
@@ -141,7 +154,9 @@ class Method:
         return chosen
 
     def resolve_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        return {**self.options, **{k: v for k, v in given.items() if v is not None}}
+        chosen = {k: v for k, v in given.items() if v is not None}
+        replaced = {other: None for name, other in self.instead.items() if name in chosen}
+        return {**self.options, **replaced, **chosen}
 
     def needs_expert(
         self, estimator: Estimator | None, given: Mapping[str, Any], *, offline_is_reference: bool
@@ -166,6 +181,9 @@ class Method:
                 raise ConfigError(
                     f"method.{name} of {self.name} must be in {bracket[0]}{low:g}, {high:g}{bracket[1]}, got {value:g}. {instead}"
                 )
+        for name, other in self.instead.items():
+            if name in given and other in given:
+                raise ConfigError(f"method.{name} takes the place of method.{other}: set one of the two.")
         twin = self.twins.get(given.get("rollout_temperature", math.nan))
         if twin is not None:
             raise ConfigError(
@@ -188,6 +206,16 @@ _RANGES: dict[str, tuple[float, float, bool, str]] = {
     "score_nats": (1e-3, 1e6, True, "It is the range of the expert's log-probability that scores 0 to 1."),
     "queries": (2, 1e9, True, "It is how many training prompts are asked about, held-out ones included."),
     "heldout": (0.0, 1.0, False, "It is the share of the queries that choose the pessimism."),
+    "window_tokens": (1, 1e6, True, "The published value is 50."),
+    "candidate_quantile": (0.0, 1.0 - 1e-6, True, "0 takes every token that costs anything."),
+    "candidate_nats": (0.0, 1e6, True, "It is the least loss of a candidate."),
+    "max_forks_per_trajectory": (1, 1e6, True, "It is a budget; without forks the method is opd-r."),
+    "candidate_spacing": (1, 1e6, True, "1 allows neighbours."),
+    "real_quantile": (0.0, 1.0 - 1e-6, True, "0 takes every candidate whose windows differ."),
+    "min_distance": (0.0, 2.0, True, "Distances of cosine costs end there."),
+    "window_weight": (0.0, 1e6, True, "0 trains on no windows."),
+    "window_temperature": (0.0, 10.0, True, "0 is greedy."),
+    "regularisation": (1e-4, 1e3, True, "For none use plan = 'exact'."),
 }
 
 
@@ -300,6 +328,15 @@ WEIGHTED_LIKELIHOOD = Objective(
     token="response",
     score=True,
 )
+WINDOW = Objective(
+    text="KL(transported targets || student)", build=lambda _: windows.soft_target_kl, targets=True
+)
+NEAR_FUTURE = Objective(
+    text="KL(student || expert); along windows at forks KL(transported targets || student)",
+    build=lambda _: _reverse_row,
+    law=True,
+    look_ahead=WINDOW,
+)
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
@@ -314,6 +351,24 @@ _REWARD = {
     "entropy": 0.0,
     "distil": 0.0,
     "epochs": 1,
+}
+
+_NEAR_FUTURE = {
+    "window_tokens": 50,
+    "candidate_quantile": 0.9775,
+    "candidate_nats": None,
+    "max_forks_per_trajectory": 8,
+    "candidate_spacing": 1,
+    "student_window": "written",
+    "window_temperature": 0.0,
+    "embedding": "expert",
+    "plan": "exact",
+    "regularisation": 0.05,
+    "real_quantile": 0.3,
+    "min_distance": None,
+    "targets": "plan",
+    "window_weight": 1.0,
+    "suppress": "none",
 }
 
 METHODS: dict[str, Method] = {
@@ -441,6 +496,16 @@ METHODS: dict[str, Method] = {
             twins={1.0: "opd-known"},
             plain="nail-f",
             source="arXiv:2606.30923 Cor 1, with (1-eta)p + eta nu inside the loss as its theory has it",
+        ),
+        Method(
+            name="near-future",
+            summary="opd-r, and at forks the student's own next tokens are moved towards what the expert would say there",
+            prefixes=_STUDENT,
+            exact=NEAR_FUTURE,
+            weight="1; windows: window_weight",
+            options={**_NEAR_FUTURE, **_T},
+            instead={"candidate_nats": "candidate_quantile", "min_distance": "real_quantile"},
+            source="arXiv:2606.00305 with K = 50; thresholds, weight, plan and embedding are ours",
         ),
         Method(
             name="grpo",

@@ -298,3 +298,35 @@ def merged(model: nn.Module) -> PreTrainedModel:
     if hasattr(model, "merge_and_unload"):
         return copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
     return model  # type: ignore[return-value]
+
+
+def merged_weights(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The weights of `merged(model)` on the host, under their names there. The model stays as it is, and no second one is made:
+    an adapter is added to its layer's weight alone, one layer after another.
+
+    Args:
+        dtype: of the floating-point weights; None: as they are.
+    """
+    inner = inner_model(model)
+    adapted = {f"{name}.weight": m for name, m in inner.named_modules() if hasattr(m, "get_delta_weight")}
+    found: dict[str, Tensor] = {}
+    copies: dict[tuple[int, torch.Size], Tensor] = {}  # weights that are tied stay one
+    for name, weight in inner.state_dict().items():
+        plain = name.replace(".base_layer.", ".")
+        if ".lora_" in name:
+            continue
+        if plain in adapted:
+            layer = adapted.pop(plain)
+            deltas: list[Tensor] = [layer.get_delta_weight(a) for a in layer.active_adapters]  # pyright: ignore
+            found[plain] = _on_host(weight + sum(deltas), dtype)
+            continue
+        key = weight.data_ptr(), weight.shape
+        if key not in copies:
+            copies[key] = _on_host(weight, dtype)
+        found[plain] = copies[key]
+    assert not adapted, f"adapters without a weight: {sorted(adapted)}"
+    return found
+
+
+def _on_host(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return weight.detach().to(device="cpu", dtype=dtype if weight.is_floating_point() else None)

@@ -57,6 +57,8 @@ class Trajectory:
     """How much better than the other responses to this prompt, as the method counts it."""
     score: float | None = None
     """The expert's judgement of the whole response, in [0, 1]; None where nobody asked."""
+    targets: tuple[Mapping[int, float], ...] | None = None
+    """Of an auxiliary window: for each token the law, {id: probability}, that the student should have there."""
 
     @property
     def id(self) -> str:
@@ -67,6 +69,7 @@ class Trajectory:
         assert len(self.is_student) == n and len(self.logp) == n, (
             "response fields must have one entry per token"
         )
+        assert self.targets is None or len(self.targets) == n, "one law per token"
 
 
 @dataclass(frozen=True, kw_only=True)

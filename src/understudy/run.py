@@ -22,7 +22,7 @@ from understudy.experts.noisy import Noise
 from understudy.files import remove_aside, remove_unfinished, write_json
 from understudy.processor import choose_threads, keep_freed_memory
 from understudy.progress import one_bar
-from understudy.schema import Recipe
+from understudy.schema import Recipe, without_server
 from understudy.settings import changes, flatten
 from understudy.stages import Role, missing_stages
 from understudy.tasks.task import Task
@@ -313,7 +313,9 @@ def claim_folder(
     if described.exists():
         before = read_json(described) | {"own": read_json(folder / "own.json")}
         now = recipe.to_table() | {"own": own.described()}
-        refuse_changed(_without_drawing(before), _without_drawing(now), folder)
+        refuse_changed(
+            _without_drawing(without_server(before)), _without_drawing(without_server(now)), folder
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -5,9 +5,11 @@ Each refuses values that can never be right; what only fits some methods or expe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from understudy.errors import ConfigError
 from understudy.settings import to_table
@@ -27,6 +29,25 @@ def _require_made(table: str, recipe: str | None, checkpoint: str | None) -> Non
 
 def _require_rate(eta: float) -> None:
     require(0 <= eta < 1, f"eta must be in [0, 1), got {eta}.")
+
+
+def _require_address(server: str) -> None:
+    """Scheme, host and port alone. The messages repeat nothing that may be a secret."""
+    require(
+        "@" not in server,
+        "server must hold no user name or password. Put the server's key into the environment variable "
+        "UNDERSTUDY_SERVER_TOKEN.",
+    )
+    try:
+        parts = urlsplit(server)
+        is_whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, brackets that do not close
+        is_whole = False
+    is_whole = is_whole and not any(c.isspace() for c in server) and server.isascii()
+    require(
+        is_whole and server.removesuffix("/").count("/") == 2 and "?" not in server and "#" not in server,
+        f"server must be http://host:port or https://host:port and nothing behind it, got {server.partition('?')[0]!r}.",
+    )
 
 
 METRIC_NAMES = (
@@ -395,6 +416,39 @@ class MethodConfig:
     """pessimistic only: share of them that is never trained on, for the choice of the pessimism."""
     epochs: int | None = None
     """grpo only: passes over a round's trajectories; every one after the first is in another order."""
+    window_tokens: int | None = None
+    """near-future only, as all that follow: tokens that student and expert each write at a candidate, at most."""
+    candidate_quantile: float | None = None
+    """Candidates are tokens at or above this quantile of the losses of their response."""
+    candidate_nats: float | None = None
+    """Or tokens of this loss and more, in place of candidate_quantile."""
+    max_forks_per_trajectory: int | None = None
+    """Most candidates of a response, those of highest loss: each costs two windows, a real fork also a pass over its prefix."""
+    candidate_spacing: int | None = None
+    """Least number of positions from one candidate to the next."""
+    student_window: Literal["written", "rollout"] | None = None
+    """written: the student writes its window anew. rollout: the response's own next tokens, which cost nothing."""
+    window_temperature: float | None = None
+    """Of the windows of both; 0 is greedy."""
+    embedding: Literal["expert", "student", "expert-hidden"] | None = None
+    """What tokens are compared by: rows of the expert's or of the student's input embedding, or the expert's last hidden states
+    behind both windows."""
+    plan: Literal["exact", "entropic", "monotone"] | None = None
+    """Which tokens of the two windows belong together: optimal transport, the same with entropy, or an alignment in order."""
+    regularisation: float | None = None
+    """Weight of the entropy of an entropic plan, in the unit of the cost, 1 - cosine."""
+    real_quantile: float | None = None
+    """Candidates below this quantile of the step's distances are false alarms, not forks."""
+    min_distance: float | None = None
+    """Or those nearer than this, in place of real_quantile."""
+    targets: Literal["plan", "heaviest", "expert-window"] | None = None
+    """plan: the law that the plan puts at each token of the student's window. heaviest: its one likeliest token. expert-window:
+    cross-entropy along the expert's own window instead."""
+    window_weight: float | None = None
+    """Weight of the mean over window tokens beside the mean over rollout tokens; 0 trains on no windows."""
+    suppress: Literal["none", "false-alarms", "matched"] | None = None
+    """Losses that count no more than the median of their response: of no token, of the false alarms, or, as a control, of as many
+    real forks chosen at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -490,6 +544,23 @@ class RolloutConfig:
     comes round, by a rule that costs a little more a token, so that last epoch's response is mostly right; given the weights,
     responses are then not fresh samples. off: everything is decoded. Take auto if in doubt; coupled for several epochs over
     the same prompts with a student that is unsure of its tokens, where fresh draws soon leave every draft."""
+    server: str | None = None
+    """Address of a vLLM server, http://host:port, that writes the student's responses in training; None: the training process
+    does. Each round begins with the server taking over the student's weights. Drafts are then for evaluation alone, which
+    stays in the training process. See docs/serving.md."""
+    server_weights: str | None = None
+    """Folder on a disk that the server sees under the same path, through which weights go; None: `served/` of the run."""
+    server_timeout_seconds: float = 600.0
+    """Longest wait for one response, its turn in the server's queue included, and for the server to read the weights."""
+    server_tolerance_nats: float = 0.1
+    """How far the server's log-probabilities may be from the student's own, on average over tokens, before the run stops: further
+    off, it does not hold the student's weights. Kernels in bfloat16 differ by hundredths."""
+
+    def __post_init__(self) -> None:
+        if self.server is not None:
+            _require_address(self.server)
+        for name in ("server_timeout_seconds", "server_tolerance_nats"):
+            require(getattr(self, name) > 0, f"{name} must be > 0, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -646,3 +717,9 @@ class Recipe:
 
     def to_table(self) -> dict[str, Any]:
         return to_table(self)
+
+
+def without_server(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's table without who computes its rollouts: that may change, and the run is still the same."""
+    rollouts = {k: v for k, v in table.get("rollouts", {}).items() if not k.startswith("server")}
+    return {**table, "rollouts": rollouts}

@@ -13,7 +13,7 @@ from typing import Literal
 
 from understudy.config import check_recipe, filled, load_recipe, placed, recipe_from_table
 from understudy.errors import ConfigError
-from understudy.schema import Recipe
+from understudy.schema import Recipe, without_server
 from understudy.settings import changes
 
 Role = Literal["student", "expert"]
@@ -124,7 +124,7 @@ def require_one_recipe(folder: Path, one: Recipe, other: Recipe) -> None:
     Raises:
         ConfigError: two that differ are asked for; the message says in what.
     """
-    if shown := changes(one.to_table(), other.to_table()):
+    if shown := changes(without_server(one.to_table()), without_server(other.to_table())):
         raise ConfigError(
             f"{folder} would have to hold two runs that differ ({shown}). Give each a folder of its own."
         )
@@ -141,7 +141,8 @@ def _refuse_another(folder: Path, wanted: Recipe, source: str) -> None:
         raise ConfigError(
             f"the recipe of the run in {folder} cannot be read ({error}). Delete {folder}, or give another folder."
         ) from None
-    if shown := changes({**before, "own": own}, {**wanted.to_table(), "own": {}}):
+    here, there = {**without_server(before), "own": own}, {**without_server(wanted.to_table()), "own": {}}
+    if shown := changes(here, there):
         raise ConfigError(
             f"{folder} holds another run than {source} describes ({shown}). Delete {folder}, and it is trained again, or "
             "give another folder."

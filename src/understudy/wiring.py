@@ -16,13 +16,15 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from understudy.build import Parts
-from understudy.config import steps_per_round
+from understudy.config import steps_per_round, uses_server
 from understudy.errors import ConfigError
 from understudy.evaluation.score import Evaluation, Plan, evaluate, joined
 from understudy.experts.expert import Expert
 from understudy.experts.local import fingerprint
+from understudy.experts.vectors import language_model
+from understudy.files import sha256_of
 from understudy.methods import LossSettings, Method, Objective, method_named
-from understudy.models import has_dropout
+from understudy.models import has_dropout, output_size
 from understudy.objectives.weights import Weigh, weigh_tokens, weighing
 from understudy.plans import evaluation_plan, further_plans
 from understudy.progress import Bar
@@ -32,11 +34,14 @@ from understudy.rollouts.drafts import DraftBook
 from understudy.rollouts.hf import HFDecoder, evaluating
 from understudy.rollouts.offline import OfflineData, num_trained, offline_folder
 from understudy.rollouts.sampler import Limits
+from understudy.rollouts.server import Server
+from understudy.rollouts.vllm import ServedStudent
 from understudy.schema import Recipe
 from understudy.settings import to_table
 from understudy.tasks.task import Task
 from understudy.trainer.checkpoint import Progress
 from understudy.trainer.journal import Journal
+from understudy.trainer.look_ahead import LookAhead
 from understudy.trainer.loss import Labels, StudentLoss, expert_scores, reference_logp
 from understudy.trainer.reward import ScoreBook, require_grader
 from understudy.trainer.setup import Setup
@@ -44,6 +49,9 @@ from understudy.trainer.step import FREE_TO_SPLIT
 
 SCORED_AT_ONCE = 64
 """Responses that the expert scores side by side where train.micro_batch_size does not say."""
+PROBED_PROMPTS = 16
+PROBED_TOKENS = 256
+"""How many training prompts, and of each with its reference how many tokens, a server's weights are checked on."""
 SHOWN = (
     "accuracy_greedy",
     "accuracy_sampled",
@@ -97,7 +105,13 @@ def assemble(
     student, optimizer = accelerator.prepare(loss, optimizer)
     model = accelerator.unwrap_model(student).model
     drafts = None if recipe.rollouts.drafts == "off" else DraftBook()
-    readings = [] if drafts is not None and _can_train_on_readings(recipe, accelerator, model) else None
+    server = served_student(recipe, parts, folder) if uses_server(recipe) else None
+    if server is not None and accelerator.distributed_type not in FREE_TO_SPLIT:
+        raise ConfigError(
+            "rollouts.server does not fit sharded weights (FSDP, DeepSpeed), of which no process holds the whole. Leave it out."
+        )
+    checks_drafts = drafts is not None and server is None
+    readings = [] if checks_drafts and _can_train_on_readings(recipe, accelerator, model) else None
     plan = replace(evaluation_plan(recipe, parts, limits), drafts=drafts)
     plans = {"": plan, **further_plans(recipe, parts, plan)}
     seldom = {name for name, chosen in recipe.evaluate.also.items() if chosen.every == "end"}
@@ -125,10 +139,12 @@ def assemble(
             drafts=drafts,
             readings=readings,
             is_coupled=recipe.rollouts.drafts == "coupled",
+            server=server,
         ),
         expert=parts.expert,
         reference=reference,
         scores=_scores(recipe, parts, objective, accelerator),
+        look_ahead=_look_ahead(recipe, parts, objective, accelerator, model),
         accelerator=accelerator,
         student=student,
         model=model,
@@ -149,6 +165,39 @@ def _weigh(objective: Objective, limits: Limits) -> Weigh:
         return weighing("constant", max_tokens=1)
     norm = objective.options.get("loss_norm")
     return weigh_tokens if norm is None else weighing(norm, max_tokens=limits.max_new_tokens)
+
+
+def _look_ahead(
+    recipe: Recipe, parts: Parts, objective: Objective, accelerator: Accelerator, model: nn.Module
+) -> LookAhead | None:
+    if objective.look_ahead is None:
+        return None
+    assert parts.expert is not None, "checked when the recipe was loaded"
+    if accelerator.distributed_type not in FREE_TO_SPLIT:
+        raise ConfigError(
+            f"{recipe.method.name} does not fit sharded weights (FSDP, DeepSpeed): every forward pass gathers them from all "
+            "processes, which look ahead from different numbers of tokens. Train without sharding, or use opd-r."
+        )
+    embedding = objective.options["embedding"]
+    compared = model if embedding == "student" else language_model(parts.expert)
+    if compared is None:
+        raise ConfigError(
+            f"method.embedding = {embedding!r} compares tokens by vectors of the expert, and this expert is no language model "
+            "and has none. Set method.embedding = 'student'."
+        )
+    return LookAhead(
+        options=objective.options,
+        seed=recipe.seed,
+        limits=limits_of(recipe, parts),
+        writers={
+            "student": lambda: HFDecoder(model, vocab_size=parts.vocab_size),
+            "expert": parts.expert.decoder,
+        },
+        compared=compared,
+        batch_size=recipe.train.rollout_batch_size,
+        gather=gather_object,
+        process=accelerator.process_index,
+    )
 
 
 def _scores(recipe: Recipe, parts: Parts, objective: Objective, accelerator: Accelerator) -> ScoreBook | None:
@@ -200,6 +249,36 @@ def limits_of(recipe: Recipe, parts: Parts) -> Limits:
         stop_strings=parts.task.stop_strings,
         decode=parts.task.decode,
     )
+
+
+def served_student(recipe: Recipe, parts: Parts, folder: Path) -> ServedStudent:
+    """The student on the recipe's server. `folder`: of the run."""
+    rollouts = recipe.rollouts
+    assert rollouts.server is not None
+    handover = folder / "served"
+    if rollouts.server_weights is not None:
+        # The same disk may serve several runs: each empties its own folder and no other.
+        own = sha256_of(str(folder.absolute()).encode())[:12]
+        handover = Path(rollouts.server_weights) / f"{folder.absolute().name}-{own}"
+    precisions = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return ServedStudent(
+        server=Server(url=rollouts.server.removesuffix("/"), timeout_seconds=rollouts.server_timeout_seconds),
+        folder=handover,
+        vocab_size=parts.vocab_size,
+        num_rows=output_size(parts.student),
+        dtype=precisions[recipe.train.mixed_precision],
+        tolerance_nats=rollouts.server_tolerance_nats,
+        probe=_probe(parts.task, limits_of(recipe, parts).max_new_tokens),
+        at_once=recipe.train.rollout_batch_size,
+    )
+
+
+def _probe(task: Task, max_new_tokens: int) -> list[tuple[int, ...]]:
+    """The first training prompts with their references, as far as a server that can write responses can read them."""
+    size = task.size("train")
+    prompts = task.prompts("train", 0, PROBED_PROMPTS if size is None else min(PROBED_PROMPTS, size))
+    texts = [(*p.token_ids, *(p.reference_ids or ())[: max_new_tokens - 1])[:PROBED_TOKENS] for p in prompts]
+    return [ids for ids in texts if len(ids) > 1]
 
 
 def _evaluator(

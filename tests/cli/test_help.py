@@ -26,6 +26,10 @@ FLAGS = {
         "--response", "--id", "--grade", "--tokens", "--of-set", "--label", "--unit", "--tokenizer", "--bin", "--keyword",
         "--prompts", "--seed", "--out", "--json",
     },
+    "forks": {
+        "--prompts", "--samples", "--split", "--per-group", "--quantile", "--window", "--temperature", "--embedding",
+        "--correct", "--rates", "--steps", "--seeds", "--set", "--seed", "--out", "--json",
+    },
     "report": {"--json"},
     "theory": {"--all", "--out", "--seed", "--run", "--json"},
     "methods": {"--json"},

@@ -53,6 +53,15 @@ def test_every_field_of_every_record_is_documented(folder):
     assert [name for name in sorted(names) if not documented(name)] == []
 
 
+def test_every_field_of_a_look_ahead_is_documented(tmp_path):
+    method = {"name": "near-future", "embedding": "student", "suppress": "matched"}
+    train(make_recipe(method=method), tmp_path / "run", console=quiet_console())
+    found = [record for record in records(tmp_path / "run" / "metrics.jsonl") if record["kind"] == "train"]
+    names = {name for record in found for name in (*record, *record["seconds"])}
+    assert {"forks_real", "window_loss_nats", "look"} <= names
+    assert [name for name in sorted(names) if not documented(name)] == []
+
+
 def test_every_metric_a_report_knows_is_documented():
     assert [name for name in METRICS if not documented(name)] == []
 

@@ -58,6 +58,20 @@ CASES = {
     "sharded replay": {"method.name": "dagger", "train.batch_size": 5, "train.micro_batch_size": 1},
     # Lengths differ, and so does the number of pieces that each process takes its share of a batch apart into.
     "ragged": {"method.name": "opd-f"},
+    # Windows, too: their numbers differ, and which forks are real is one question for both processes.
+    "ragged near futures": {
+        "method.name": "near-future",
+        "method.window_tokens": 4,
+        "method.candidate_quantile": 0.6,
+        "method.suppress": "matched",
+    },
+    # The second process never has a trajectory, nor a fork.
+    "ragged, one trajectory": {
+        "method.name": "near-future",
+        "method.window_tokens": 4,
+        "method.candidate_quantile": 0.6,
+        "train.batch_size": 1,
+    },
 }
 
 
@@ -79,7 +93,7 @@ def row_of(case: str, folder: Path) -> dict:
         "recipe": table_of(case),
         "out": str(folder / case),
         "resume": False,
-        "is_ragged": case == "ragged",
+        "is_ragged": case.startswith("ragged"),
         "is_sharded": case.startswith("sharded"),
     }
 
@@ -131,7 +145,7 @@ def test_two_processes_are_one(two, tmp_path, case):
     Fails if the gradient is averaged over processes without their token counts, if a prompt falls to both or to
     none, if random numbers depend on the process, or if the replayed batch does.
     """
-    own = ragged_parts() if case == "ragged" else {}
+    own = ragged_parts() if case.startswith("ragged") else {}
     train(recipe_from_table(table_of(case)), tmp_path / "one", console=quiet_console(), **own)
     one, both = tmp_path / "one", two / case
     moved = (weights(one / "final") - weights(both / "final")).abs().max()
@@ -142,12 +156,16 @@ def test_two_processes_are_one(two, tmp_path, case):
             assert a.get(key) == b.get(key), (key, a["kind"])
         if a["kind"] == "train":
             assert a["loss_nats"] == pytest.approx(b["loss_nats"], abs=1e-5)
+            for name in (name for name in a if name.startswith(("forks_", "window_"))):
+                assert a[name] == pytest.approx(b[name], abs=1e-5)
             assert a["grad_norm"] == pytest.approx(b["grad_norm"], abs=1e-4)
         if a["kind"] == "eval":
             assert a["metrics"].keys() == b["metrics"].keys()
             for name, m in a["metrics"].items():
                 if m["value"] is not None:
                     assert m["value"] == pytest.approx(b["metrics"][name]["value"], abs=1e-5)
+    looks = CASES[case]["method.name"] == "near-future"
+    assert (sum(a.get("forks_real", 0) for a in rows[0]) > 2) == looks
 
 
 def test_ragged_shares_are_other_numbers_of_pieces(two):

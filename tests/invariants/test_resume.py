@@ -37,6 +37,14 @@ CASES = {
         "method.queries": 12,
         "optimizer.learning_rate": 0.003,
     },
+    "near futures, adapters with dropout": {
+        "method.name": "near-future",
+        "method.embedding": "student",
+        "method.window_temperature": 1.0,
+        "method.candidate_quantile": 0.5,
+        "method.suppress": "matched",
+        "student.lora": {"rank": 2, "dropout": 0.2, "target_modules": ["q_proj", "down_proj"]},
+    },
     "warm start, adapters with dropout": {
         "method.name": "opd-pg",
         "warm_start.method": "kd",

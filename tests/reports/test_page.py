@@ -185,7 +185,7 @@ def test_a_report_that_fails_leaves_the_old_one_whole(run_folder, monkeypatch, n
 
 def test_a_folder_of_neither_kind_is_named(tmp_path):
     with pytest.raises(
-        DataError, match=r"compare\.json, metrics\.jsonl, theory\.json or discrepancy\.json, found none"
+        DataError, match=r"theory\.json, discrepancy\.json, forks\.json or correction\.json, found none"
     ):
         write_report(tmp_path)
 

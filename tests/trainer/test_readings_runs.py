@@ -41,6 +41,19 @@ CASES: dict[str, dict[str, Any]] = {
         "train__batch_size": 16,
     },
     "token budget does without": {"train__micro_batch_tokens": 40},
+    "windows beside": {
+        "method__name": "near-future",
+        "method__window_tokens": 3,
+        "method__candidate_quantile": 0.5,
+        "rollouts__drafts": "coupled",
+    },
+    "losses before their gradient": {
+        "method__name": "near-future",
+        "method__window_tokens": 3,
+        "method__candidate_quantile": 0.5,
+        "method__suppress": "false-alarms",
+        "rollouts__drafts": "coupled",
+    },
 }
 
 

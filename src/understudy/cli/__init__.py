@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from understudy.cli import compare, discrepancy, doctor, evaluate, init, methods, report, theory, train
+from understudy.cli import compare, discrepancy, doctor, evaluate, forks, init, methods, report, theory, train
 from understudy.cli.printing import complain
 from understudy.errors import UnderstudyError
 
@@ -64,6 +64,7 @@ app.command("train", short_help="Train one student as a recipe says.")(train.tra
 app.command("compare", short_help="Run methods x seeds under one budget.")(compare.compare)
 app.command("evaluate", short_help="Measure a checkpoint, or grade responses.")(evaluate.evaluate)
 app.command("discrepancy", short_help="Set two models' responses side by side.")(discrepancy.discrepancy)
+app.command("forks", short_help="Find where a student leaves its expert.")(forks.forks)
 app.command("report", short_help="Draw a run or a comparison.")(report.report)
 app.command("theory", short_help="Run the papers' theorems as experiments.")(theory.theory)
 app.command("methods", short_help="List the methods.")(methods.methods)

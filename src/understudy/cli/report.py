@@ -14,7 +14,9 @@ from understudy.cli.printing import say, say_json
 def report(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER", help="A folder that train, compare, theory or discrepancy wrote."),
+        typer.Argument(
+            metavar="FOLDER", help="A folder that train, compare, theory, discrepancy or forks wrote."
+        ),
     ],
     as_json: Json = False,
 ) -> None:

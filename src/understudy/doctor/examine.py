@@ -18,9 +18,10 @@ from understudy.build import (
     check_ids,
     device_of,
 )
-from understudy.config import placed
+from understudy.config import placed, uses_server
 from understudy.doctor.finding import Finding, attempt, fine, warning
 from understudy.doctor.numbers import check_noise, check_repeatability
+from understudy.doctor.server import check_server
 from understudy.doctor.tokens import (
     check_end_ids,
     check_same_prompts,
@@ -223,7 +224,8 @@ def _look_at_rewards(recipe: Recipe, task: Task, findings: list[Finding]) -> Non
 
 
 def _look_at_sets(p: _Patient, task: Task, findings: list[Finding]) -> None:
-    """What is measured is made as a run makes it: too few prompts, or a missing file of a further set, must not wait for it."""
+    """What is measured is made as a run makes it: too few prompts, a missing file of a further set, or a server that is not there
+    must not wait for it."""
     if p.student is None:
         return
     parts = Parts(
@@ -236,6 +238,8 @@ def _look_at_sets(p: _Patient, task: Task, findings: list[Finding]) -> None:
         eos_ids=p.eos_ids,
     )
     fix = "Correct task.validation, task.validation_rows or evaluate.prompts."
+    if uses_server(p.recipe):
+        findings += check_server(p.recipe, parts, limits_of(p.recipe, parts))
     own = attempt(
         findings,
         "held-out prompts",

@@ -22,7 +22,7 @@ from understudy.experts.expert import Expert
 from understudy.objectives.channel import NoiseChannel
 from understudy.objectives.laws import Law
 from understudy.records import Prompt, TrainBatch
-from understudy.rollouts.sampler import Decoder
+from understudy.rollouts.sampler import Brancher, Decoder
 from understudy.schema import (
     AbsorbingNoise,
     AdditiveNoise,
@@ -210,7 +210,10 @@ class NoisyExpert:
         return NoisyLaw(clean, self.noise, is_derailed_BT[gate_BT])
 
     def decoder(self) -> Decoder:
-        return _NoisyDecoder(self.clean.decoder(), self.noise)
+        clean = self.clean.decoder()
+        if isinstance(clean, Brancher) and not self.noise.needs_history:
+            return _NoisyBrancher(clean, self.noise)
+        return _NoisyDecoder(clean, self.noise)
 
 
 def argmax_of(law: Law) -> Tensor:
@@ -246,3 +249,14 @@ class _NoisyDecoder:
     def _noisy(self, logp_BV: Tensor) -> Tensor:
         self.argmax_B = logp_BV.argmax(-1)
         return self.noise.apply(logp_BV, self.is_derailed_B)
+
+
+class _NoisyBrancher(_NoisyDecoder):
+    """Noise that does not ask what a prefix holds can set in anywhere."""
+
+    clean: Brancher
+
+    def branch(self, texts: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> Tensor:
+        logp_BV = self.clean.branch(texts, lengths)
+        self.is_derailed_B = torch.zeros(len(logp_BV), dtype=torch.bool, device=logp_BV.device)
+        return self._noisy(logp_BV)

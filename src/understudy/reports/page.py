@@ -24,6 +24,7 @@ from understudy.reports.figures import (
     time_figure,
 )
 from understudy.reports.folders import CompareData, RunData, load_compare, load_run, number
+from understudy.reports.forks import CORRECTION, PROBE, write_forks_report
 from understudy.reports.held_out import held_out_section, is_outdated, load_held_out
 from understudy.reports.html import document, embedded, replace, value_cell
 from understudy.reports.metrics import (
@@ -111,12 +112,12 @@ tr.divided td { border-top: 2px solid var(--soft); }
 def write_report(folder: str | Path) -> Path:
     """Write `report.html` and `figures/*.png` into a run or compare folder; returns the path of the page.
 
-    A folder of the theory lab or of `discrepancy` gets its page, too, with each `figure.png` beside its record. Each
+    A folder of the theory lab, of `discrepancy` or of `forks` gets its page, too, with its figures beside its records. Each
     file is replaced in one step: a report that fails half-way leaves the older one whole.
 
     Raises:
-        DataError: the folder holds none of `compare.json`, `metrics.jsonl`, `theory.json` and `discrepancy.json`, or one of
-            them is malformed.
+        DataError: the folder holds none of `compare.json`, `metrics.jsonl`, `theory.json`, `discrepancy.json`, `forks.json` and
+            `correction.json`, or one of them is malformed.
     """
     folder = Path(folder)
     if (folder / "compare.json").is_file():
@@ -125,12 +126,14 @@ def write_report(folder: str | Path) -> Path:
         data = load_run(folder)
     elif (folder / DISCREPANCY).is_file():
         return write_discrepancy_report(folder)
+    elif (folder / PROBE).is_file() or (folder / CORRECTION).is_file():
+        return write_forks_report(folder)
     elif holds_theory(folder):
         return write_theory_report(folder)
     else:
         raise DataError(
-            "expected a folder with compare.json, metrics.jsonl, theory.json or discrepancy.json, found none of them "
-            f"in {folder}."
+            "expected a folder with compare.json, metrics.jsonl, theory.json, discrepancy.json, forks.json or correction.json, "
+            f"found none of them in {folder}."
         )
     page = folder / "report.html"
     replace(page, _page(data, folder / "figures").encode("utf-8"))

@@ -14,6 +14,7 @@ from understudy.rollouts.mixture import expert_writes_sequence, expert_writes_to
 from understudy.rollouts.offline import OfflineData, as_trajectory, reference_response
 from understudy.rollouts.readings import Reading
 from understudy.rollouts.sampler import Decoder, Limits, sample_all
+from understudy.rollouts.vllm import ServedStudent
 from understudy.tasks.task import Task
 
 
@@ -37,6 +38,8 @@ class Sources:
     """Where the student leaves what it computed while it checked drafts; None: its training cannot use that."""
     is_coupled: bool = False
     """The student's draws are the same each time its prompt comes round again (see `drafts`)."""
+    server: ServedStudent | None = None
+    """Writes where the student writes alone; None: `student` does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +183,13 @@ def _written(
             expert=sources.expert,
             temperature=temperature,
             expert_writes_BT=expert_writes_tokens(names, expert_share, sources.limits.max_new_tokens),
+        )
+    elif sources.server is not None:
+        responses = sources.server.write(
+            [s.prompt for s in slots],
+            [s.draws for s in slots],
+            limits=sources.limits,
+            temperature=temperature,
         )
     else:
         responses = sample_with_drafts(

@@ -96,6 +96,17 @@ class HFDecoder:
         return _in_order(pieces, laws)
 
     @torch.no_grad()
+    def branch(self, texts: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> Tensor:
+        """Start with one forward over every distinct text; row n goes on behind the first `lengths[n]` tokens of texts[n]."""
+        if self.context is not None and max(map(len, texts)) > self.context:
+            raise self._no_room()
+        pieces = self._read(texts, keeps_graph=False)
+        length_B = torch.tensor(lengths, device=self.device)
+        laws = [self._logp(p.hidden_UTD[p.source_K, length_B[p.row_K] - 1]) for p in pieces]
+        self._fill(pieces, list(lengths))
+        return _in_order(pieces, laws)
+
+    @torch.no_grad()
     def follow(
         self, prompts: Sequence[Prompt], drafts: Sequence[Sequence[int]], choose: Choose
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,15 +139,18 @@ class HFDecoder:
     @torch.no_grad()
     def step(self, token_B: Tensor) -> Tensor:
         if self.context is not None and self._longest >= self.context:
-            raise DataError(
-                f"a response does not fit the model's context of {self.context} positions. Lower max_new_tokens, or drop "
-                "long prompts (task.max_prompt_tokens)."
-            )
+            raise self._no_room()
         position_B1 = self._length_B[:, None] if self._is_ragged else self._length_B[:1, None]
         hidden_B1D = self._forward(token_B[:, None], self._mask(), position_B1, self.cache)
         self._length_B = self._length_B + 1
         self._longest += 1
         return self._logp(hidden_B1D[:, 0])
+
+    def _no_room(self) -> DataError:
+        return DataError(
+            f"a response does not fit the model's context of {self.context} positions. Lower max_new_tokens, or drop "
+            "long prompts (task.max_prompt_tokens)."
+        )
 
     def keep(self, row_K: Tensor) -> None:
         lengths = self._length_B[row_K].tolist()

@@ -58,6 +58,18 @@ class Follower(Decoder, Protocol):
         ...
 
 
+@runtime_checkable
+class Brancher(Decoder, Protocol):
+    """A decoder that can begin at many places of the same texts, and reads each text once."""
+
+    def branch(self, texts: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> Tensor:
+        """Start row n behind the first `lengths[n]` tokens of texts[n]; log-probabilities of the next one, [N, V].
+
+        Equal texts are one reading, and no row sees what follows its own beginning of it.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """When a response ends. The token that ends it belongs to it and is trained."""
@@ -183,8 +195,49 @@ def sample(
     else:
         laws = [writer.start(prompts) for writer in writers]
         row_B = torch.arange(len(prompts), device=laws[0].device)
-        _write_on(pen, book, prompts, row_B, torch.zeros_like(row_B), laws)
+        _write_on(pen, book, _lengths(prompts), row_B, torch.zeros_like(row_B), laws)
     return book.responses()
+
+
+@torch.no_grad()
+def sample_from(
+    writer: Decoder,
+    law_BV: Tensor,
+    begun: Sequence[tuple[Prompt, Sequence[int]]],
+    *,
+    limits: Limits,
+    uniform_BT: np.ndarray,
+    temperature: float,
+    is_student: bool,
+) -> list[Response]:
+    """Let one writer, whoever it is, go on behind responses that have begun; what it adds to each of them.
+
+    The whole response ends as in `sample`: a stop string may begin in what stood there before. And what is added ends
+    after as many tokens as there are numbers.
+
+    Args:
+        law_BV: of the next token of every row, as `start`, `step` or `branch` gave it.
+        begun: prompt and response so far of every row, shorter than `limits.max_new_tokens`.
+        uniform_BT: [B, most tokens to add] in [0, 1), as in `sample`.
+    """
+    pen = _Pen(
+        writers=[writer],
+        temperatures=[temperature],
+        uniform=_Table(uniform_BT),
+        by_expert=None,
+        is_student=is_student,
+        is_coupled=False,
+        truncations=[None],
+    )
+    book = _Book(len(begun), limits, before=[ids for _, ids in begun], max_added=uniform_BT.shape[1])
+    row_B = torch.arange(len(begun), device=law_BV.device)
+    lengths = [len(prompt.token_ids) + len(ids) for prompt, ids in begun]
+    _write_on(pen, book, lengths, row_B, torch.zeros_like(row_B), [law_BV])
+    return book.responses()
+
+
+def _lengths(prompts: Sequence[Prompt]) -> list[int]:
+    return [len(p.token_ids) for p in prompts]
 
 
 class _Table:
@@ -238,10 +291,11 @@ class _Pen:
 
 
 def _write_on(
-    pen: _Pen, book: _Book, prompts: Sequence[Prompt], row_B: Tensor, at_B: Tensor, laws: list[Tensor]
+    pen: _Pen, book: _Book, lengths: Sequence[int], row_B: Tensor, at_B: Tensor, laws: list[Tensor]
 ) -> None:
-    """Token by token until every response has ended. `at_B`: the response position whose law is at hand."""
-    prompt_B = torch.tensor([len(p.token_ids) for p in prompts], device=row_B.device)[row_B]
+    """Token by token until every response has ended. `lengths`: of what precedes the book's first tokens; `at_B`: the place
+    in the book whose law is at hand."""
+    prompt_B = torch.tensor(lengths, device=row_B.device)[row_B]
     furthest = int(at_B.max())
     while True:
         token_B, logp_B, is_student_B = pen.next(laws, row_B, at_B)
@@ -252,7 +306,7 @@ def _write_on(
         # No idle row may be the longest, nor its response too long: its model need not have a position for one token more.
         size_B = prompt_B + at_B
         is_longest = size_B.max() > size_B.where(going_B, 0).max()
-        is_too_long = furthest == book.limits.max_new_tokens
+        is_too_long = furthest == book.size
         if is_longest or is_too_long or going_B.float().mean() < _COMPACT_BELOW:
             kept = going_B.nonzero()[:, 0]
             for writer in pen.writers:
@@ -278,7 +332,7 @@ def _follow(
         student.keep(row_B)
     at_B = accepted_B[row_B]
     law_BV = student.step(token_BT[row_B, at_B])
-    _write_on(pen, book, prompts, row_B, at_B + 1, [law_BV])
+    _write_on(pen, book, _lengths(prompts), row_B, at_B + 1, [law_BV])
 
 
 def worth_reading(draft: Sequence[int], limits: Limits) -> tuple[int, ...]:
@@ -288,13 +342,47 @@ def worth_reading(draft: Sequence[int], limits: Limits) -> tuple[int, ...]:
     return ids[: next(ends, limits.max_new_tokens - 1)]
 
 
-class _Book:
-    """The responses so far, one row a prompt, on the host; rows that have ended take no more tokens."""
+def recorded(token_ids: Sequence[int], logp: Sequence[float], limits: Limits) -> tuple[Response, bool]:
+    """What is kept of tokens that the student has written elsewhere: all up to where the response ends, as `sample` ends it.
 
-    def __init__(self, num_rows: int, limits: Limits) -> None:
+    Returns the response and whether it has ended; one that has not goes on behind its last token.
+    """
+    assert token_ids, "nothing was written"
+    token_1T = torch.tensor([list(token_ids[: limits.max_new_tokens])])
+    logp_1T = torch.tensor([list(logp[: limits.max_new_tokens])], dtype=torch.float64)
+    book = _Book(1, limits)
+    has_ended_1 = book.write_many(token_1T, logp_1T, torch.tensor([token_1T.shape[1]]))
+    return book.responses()[0], bool(has_ended_1)
+
+
+class _Book:
+    """The responses so far, one row a prompt, on the host; rows that have ended take no more tokens.
+
+    `before`: what each response had said when the book was opened; it is not in the book. `max_added`: tokens that a row may
+    take, if the limits leave it so many.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        limits: Limits,
+        *,
+        before: Sequence[Sequence[int]] | None = None,
+        max_added: int | None = None,
+    ) -> None:
         self.limits = limits
         self.eos = np.array(sorted(limits.eos_ids), dtype=np.int64)
-        shape = (num_rows, limits.max_new_tokens)
+        # A stop string that has just been completed lies in its last len(stop) characters and the last token; every token
+        # decodes to at least one byte, so that many bytes of tokens hold it.
+        self.reach = 1 + max((len(s.encode()) for s in limits.stop_strings), default=0)
+        self.before = None if before is None else [tuple(ids[-self.reach :]) for ids in before]
+        self.most = np.full(num_rows, limits.max_new_tokens)
+        if before is not None:
+            self.most -= [len(ids) for ids in before]
+        if max_added is not None:
+            self.most = self.most.clip(max=max_added)
+        self.size = int(self.most.max(initial=0))
+        shape = (num_rows, self.size)
         self.token = np.zeros(shape, dtype=np.int64)
         self.logp = np.zeros(shape, dtype=np.float64)
         self.is_student = np.zeros(shape, dtype=bool)
@@ -312,7 +400,7 @@ class _Book:
         self.logp[written, at] = logp_B.double().cpu().numpy()[open_rows]
         self.is_student[written, at] = is_student_B.cpu().numpy()[open_rows]
         self.length[written] += 1
-        self.is_open[written[at + 1 == self.limits.max_new_tokens]] = False
+        self.is_open[written[at + 1 == self.most[written]]] = False
         for r in row[open_rows & (token[:, None] == self.eos).any(axis=1)]:
             self._end(r, "eos")
         if self.limits.stop_strings:
@@ -342,7 +430,7 @@ class _Book:
                     self._end(r, "stop")
                     break
         self.length[:] = count
-        self.is_open &= count < self.limits.max_new_tokens
+        self.is_open &= count < self.most
         for r in has_eos.nonzero()[0]:
             self._end(r, "eos")
         return torch.from_numpy(~self.is_open).to(token_BT.device)
@@ -352,12 +440,11 @@ class _Book:
         self.finish[row] = why
 
     def _stops(self, row: int) -> bool:
-        # A stop string that has just been completed lies in the last len(stop) characters and the last token; every
-        # token decodes to at least one byte, so that many bytes of tokens hold it.
         assert self.limits.decode is not None, "stop strings need a decoder of token ids"
-        reach = 1 + max(len(s.encode()) for s in self.limits.stop_strings)
-        tail = self.token[row, max(0, self.length[row] - reach) : self.length[row]]
-        text = self.limits.decode(tail.tolist())
+        tail = self.token[row, max(0, self.length[row] - self.reach) : self.length[row]].tolist()
+        if self.before is not None:
+            tail = [*self.before[row], *tail][-self.reach :]
+        text = self.limits.decode(tail)
         return any(s in text for s in self.limits.stop_strings)
 
     def responses(self) -> list[Response]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,17 @@ def run_rounds(s: Setup, progress: Progress, pool: list[Trajectory]) -> tuple[st
         if reason:
             return reason, evaluation
     while progress.step < s.recipe.train.steps:
+        _hand_over(s, progress, clock)
         with clock.phase("collect"), evaluating(s.model), s.accelerator.autocast():
             fresh = collect(s.sources, s.method.prefixes, s.options, _this_round(s, progress))
+            served = _server_gap(s, fresh)
             if s.objective.advantage:
                 fresh = credited(fresh, s.sources.task, s.sources.samples_per_prompt, s.options["advantage"])
         if s.scores is not None:
             with clock.phase("label"):
                 fresh = s.scores.scored(fresh)
             progress.expert_queries += _new_queries(s, progress)
-        drafted = _drafted(s, "rollout")
+        how_written = {**_draft_rates(s, "rollout"), **served}
         if isinstance(s.sources.offline, OfflineData):
             for number, seconds in s.sources.offline.take_costs().items():
                 if number > progress.paid_block:
@@ -60,7 +62,7 @@ def run_rounds(s: Setup, progress: Progress, pool: list[Trajectory]) -> tuple[st
         for trajectories in _steps_of_round(s, progress, fresh, pool):
             result = optimizer_step(s, trajectories, progress, clock)
             progress.step += 1
-            _log_step(s, progress, result, fresh, drafted)
+            _log_step(s, progress, result, fresh, how_written)
             s.report(progress, None)
             is_last = progress.step == s.recipe.train.steps
             if is_last or progress.step % s.recipe.evaluate.every_steps == 0:
@@ -72,6 +74,21 @@ def run_rounds(s: Setup, progress: Progress, pool: list[Trajectory]) -> tuple[st
             _checkpoint(s, progress, pool, clock)
     # Resumed after its last step: the evaluation is in the log already, but its values are wanted again.
     return "max_steps", evaluation or s.evaluate().beside(s.evaluate_ends())
+
+
+def _hand_over(s: Setup, progress: Progress, clock: Clock) -> None:
+    """A server that writes for the student gets its weights; no process asks it for responses before it has them."""
+    if s.sources.server is None:
+        return
+    with clock.phase("serve"), evaluating(s.model), s.accelerator.autocast():
+        if s.accelerator.is_main_process:
+            s.sources.server.update(s.model, progress.total_steps)
+        s.accelerator.wait_for_everyone()
+
+
+def _server_gap(s: Setup, fresh: Sequence[Trajectory]) -> dict[str, float | None]:
+    """How far a server's log-probabilities of what it wrote are from the student's own; nothing where there is no server."""
+    return {} if s.sources.server is None else {"server_logp_gap_nats": s.sources.server.gap(s.model, fresh)}
 
 
 def _prompts_per_round(recipe: Recipe) -> int:
@@ -154,7 +171,6 @@ def _evaluate(s: Setup, progress: Progress, clock: Clock, *, is_end: bool) -> tu
         reason = stop_reason(s.recipe.stop, evaluation, progress)
         if is_end or reason:
             evaluation = evaluation.beside(s.evaluate_ends())
-    drafted = _drafted(s, "evaluate")
     measured = {name: found.value for name, found in evaluation.metrics.items()}
     s.accelerator.log(measured, step=progress.total_steps)
     record = {
@@ -162,8 +178,7 @@ def _evaluate(s: Setup, progress: Progress, clock: Clock, *, is_end: bool) -> tu
         "stage": s.stage,
         **_counters(progress),
         **evaluation.to_json(),
-        "draft_acceptance_rate": drafted.acceptance_rate,
-        "drafted_rate": drafted.drafted_rate,
+        **_draft_rates(s, "evaluate"),
     }
     s.journal.write("metrics", record)
     for shown in evaluation.rollouts:
@@ -178,8 +193,9 @@ def _evaluate(s: Setup, progress: Progress, clock: Clock, *, is_end: bool) -> tu
     return evaluation, reason
 
 
-def _drafted(s: Setup, use: str) -> DraftCounts:
-    return DraftCounts() if s.sources.drafts is None else s.sources.drafts.take_counts(use)
+def _draft_rates(s: Setup, use: str) -> dict[str, float | None]:
+    drafted = DraftCounts() if s.sources.drafts is None else s.sources.drafts.take_counts(use)
+    return {"draft_acceptance_rate": drafted.acceptance_rate, "drafted_rate": drafted.drafted_rate}
 
 
 def _counters(progress: Progress) -> dict[str, Any]:
@@ -197,7 +213,11 @@ def _counters(progress: Progress) -> dict[str, Any]:
 
 
 def _log_step(
-    s: Setup, progress: Progress, result: StepResult, fresh: Sequence[Trajectory], drafted: DraftCounts
+    s: Setup,
+    progress: Progress,
+    result: StepResult,
+    fresh: Sequence[Trajectory],
+    how_written: Mapping[str, float | None],
 ) -> None:
     record = {
         "kind": "train",
@@ -210,10 +230,10 @@ def _log_step(
         "padding_rate": result.padding_rate,
         "response_length_mean": sum(len(t.response_ids) for t in fresh) / max(len(fresh), 1),
         "finished_rate": sum(t.finish != "length" for t in fresh) / max(len(fresh), 1),
-        "draft_acceptance_rate": drafted.acceptance_rate,
-        "drafted_rate": drafted.drafted_rate,
+        **how_written,
         "read_rate": result.read_rate,
         **result.watched,
+        **result.looked,
         **reward_summary(fresh, s.sources.samples_per_prompt),
     }
     s.journal.write("metrics", record)

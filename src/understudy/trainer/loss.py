@@ -78,12 +78,31 @@ def label(
             log_ratio_N = floored(token_logp(law, token_N)).double() - given_N["old_logp_n"]
             given_N["advantage_n"] = given_N["advantage_n"] + objective.distil * log_ratio_N
             law = None
+    if objective.targets:
+        given_N = _targets(batch, gate_BT)
     from_logp = None
     if objective.score:
         from_logp = _scored(batch, gate_BT, objective)
     return Labels(
         gate_BT=gate_BT, law=law, token_N=token_N, uniform_N=uniform_N, given_N=given_N, from_logp=from_logp
     )
+
+
+def _targets(batch: TrainBatch, gate_BT: Tensor) -> dict[str, Tensor]:
+    """The laws that come with the trajectories, as lists of one length, filled up with weights of 0."""
+    laws = []
+    for b, at in gate_BT.nonzero().tolist():
+        t = batch.trajectories[b]
+        assert t.targets is not None, "these trajectories bring their targets"
+        laws.append(t.targets[at - len(t.prompt.token_ids)])
+    size = max((len(law) for law in laws), default=1)
+    token = [[*law, *(0,) * (size - len(law))] for law in laws]
+    weight = [[*law.values(), *(0.0,) * (size - len(law))] for law in laws]
+    shape, device = (len(laws), size), gate_BT.device
+    return {
+        "target_token_nK": torch.tensor(token, dtype=torch.long, device=device).view(shape),
+        "target_weight_nK": torch.tensor(weight, dtype=torch.float64, device=device).view(shape),
+    }
 
 
 def _scored(batch: TrainBatch, gate_BT: Tensor, objective: Objective) -> Scored:
@@ -254,10 +273,20 @@ def reference_logp(model: nn.Module, vocab_size: int, batch: TrainBatch, labels:
 
 @torch.no_grad()
 def position_values(
-    model: nn.Module, vocab_size: int, batch: TrainBatch, labels: Labels, row_losses: Mapping[str, RowLoss]
+    model: nn.Module,
+    vocab_size: int,
+    batch: TrainBatch,
+    labels: Labels,
+    row_losses: Mapping[str, RowLoss],
+    known_BSD: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Several row losses at the same gated positions from one forward pass, without gradients: name -> value_N."""
-    hidden_ND = hidden_states(model, batch.token_BT)[:, :-1][labels.gate_BT[:, 1:]]
+    """Several row losses at the same gated positions from one forward pass, without gradients: name -> value_N.
+
+    `known_BSD`: see `StudentLoss.forward`.
+    """
+    if known_BSD is None:
+        known_BSD = hidden_states(model, batch.token_BT)[:, :-1]
+    hidden_ND = known_BSD[labels.gate_BT[:, 1:]]
     head = head_of(model, vocab_size)
     weight_N = uniform_weight(torch.ones(len(hidden_ND), dtype=torch.bool, device=hidden_ND.device))
     return {

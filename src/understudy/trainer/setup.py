@@ -24,6 +24,7 @@ from understudy.rollouts.collect import Sources
 from understudy.schema import Recipe
 from understudy.trainer.checkpoint import Progress
 from understudy.trainer.journal import Journal
+from understudy.trainer.look_ahead import LookAhead
 from understudy.trainer.loss import Labels
 from understudy.trainer.reward import ScoreBook
 
@@ -44,6 +45,8 @@ class Setup:
     """Log-probability of each labelled token under the weights that the run started from; None: nobody asks."""
     scores: ScoreBook | None
     """The expert's scores of whole responses; None: nobody asks."""
+    look_ahead: LookAhead | None
+    """Into the near future of each step's rollouts; None: the method does not look."""
     accelerator: Accelerator
     student: nn.Module
     """`StudentLoss`, as accelerate prepared it."""

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from accelerate import DistributedType
 from torch import Tensor
 
 from understudy.errors import TrainingError
-from understudy.objectives.rows import Watched, loss_column
+from understudy.methods import LossSettings, Objective
+from understudy.objectives.gates import response_gate
+from understudy.objectives.rows import RowLoss, Watched, loss_column
+from understudy.objectives.weights import Weigh, weigh_tokens
 from understudy.records import TrainBatch, Trajectory
+from understudy.rollouts.hf import evaluating
 from understudy.rollouts.pieces import MIN_PIECE_TOKENS_ACCELERATOR, MIN_PIECE_TOKENS_CPU
 from understudy.trainer.budget import within_budget
 from understudy.trainer.checkpoint import Progress
 from understudy.trainer.collate import by_length, collate, micro_batches
-from understudy.trainer.loss import gate_of, label
+from understudy.trainer.look_ahead import LookAhead, Seen, TokenLosses
+from understudy.trainer.loss import Labels, gate_of, label, position_values
 from understudy.trainer.schedule import learning_rate_at
 from understudy.trainer.setup import Clock, Setup
 
@@ -41,6 +48,8 @@ class StepResult:
     """Share of the tokens whose forward pass was the one that had checked their drafts."""
     watched: Mapping[str, float]
     """Means over the trained tokens of what the loss reports."""
+    looked: Mapping[str, float | None]
+    """What a look ahead reports; empty where there is none."""
 
 
 def optimizer_step(
@@ -48,62 +57,49 @@ def optimizer_step(
 ) -> StepResult:
     """One step of AdamW on the weighted mean of the loss over the whole step, over all micro-batches and processes.
 
+    Where the method looks ahead, on that mean plus a coefficient times the mean over what the look has brought.
+
     Raises:
         TrainingError: a loss or gradient norm that is not finite; nothing has been changed by then.
     """
-    accelerator, recipe = s.accelerator, s.recipe
     # A policy gradient is one of the law that drew the tokens, and that law had no dropout.
     s.student.train(not s.objective.weighs_by_ratio)
-    pieces = _pieces(s, trajectories)
-    batches, was_read = [p.batch for p in pieces], [p.known_BSD is not None for p in pieces]
-    gates = [gate_of(s.method, p.batch) & (not p.is_placeholder) for p in pieces]
-    weights = [s.weigh(gate_BT) for gate_BT in gates]
-    counts = [sum(int(g.sum()) for g in gates), len(trajectories)]
-    counts += [sum(len(t.response_ids) for t in trajectories), sum(w.amount for w in weights)]
-    sums = torch.tensor(counts, device=accelerator.device)
-    num_tokens, num_trajectories, num_response, denominator = accelerator.reduce(
-        sums, reduction="sum"
-    ).tolist()  # pyright: ignore
-    names = s.row_loss.names if isinstance(s.row_loss, Watched) else ()
-    total_C = torch.zeros(1 + len(names), dtype=torch.float64, device=accelerator.device)
-    for i, (batch, gate_BT) in enumerate(zip(batches, gates, strict=True)):
-        with clock.phase("label"):
-            labels = label(batch, gate_BT, s.objective, s.expert, recipe.seed)
-            if s.reference is not None:
-                near_N = s.reference(batch, labels)
-                labels = replace(labels, given_N={**labels.given_N, "reference_logp_n": near_N})
-        # Gradients are averaged over processes once, at the last micro-batch.
-        joined = contextlib.nullcontext() if i + 1 == len(batches) else accelerator.no_sync(s.student)
-        with clock.phase("train"), joined:
-            weight_N = weights[i].weight_N
-            loss, value_N = s.student(batch.token_BT, labels, s.row_loss, weight_N, pieces[i].known_BSD)
-            _require_finite(value_N, gate_BT, batch, progress)
-            accelerator.backward(loss * (accelerator.num_processes / max(denominator, 1)))
-            total_C[0] += (loss_column(value_N).double() * weight_N.double()).sum()
-            if names:
-                total_C[1:] += value_N[:, 1:].double().sum(dim=0)
+    look = s.look_ahead
+    rollouts = _part(s, trajectories, s.objective, s.row_loss, s.weigh, partial(gate_of, s.method))
+    seen = None
+    if look is not None and look.weighs_tokens:
+        rollouts, losses = _valued(s, rollouts, progress, clock)
+        seen = _look(s, look, losses, clock)
+        rollouts = rollouts.weighed(seen.weights)
+    is_all = look is None or not look.trains_windows
+    loss, losses = _add_gradient(s, rollouts, progress, clock, is_last=is_all)
+    record: dict[str, float | None] = {}
+    if look is not None:
+        seen = seen or _look(s, look, losses, clock)
+        record = {**seen.record(), "window_loss_nats": None}
+        if not is_all:
+            record["window_loss_nats"] = _add_windows(s, look, seen.windows, progress, clock)
     with clock.phase("train"):
-        rate = learning_rate_at(progress.step, recipe.train.steps, recipe.optimizer)
-        norm = _apply(s, rate, progress, trajectories, has_gradient=num_tokens > 0)
-    progress.trajectories += num_trajectories
-    progress.response_tokens += num_response
+        rate = learning_rate_at(progress.step, s.recipe.train.steps, s.recipe.optimizer)
+        norm = _apply(s, rate, progress, trajectories, has_gradient=rollouts.num_tokens > 0)
+    progress.trajectories += rollouts.num_trajectories
+    progress.response_tokens += rollouts.num_response_tokens
     if _asks_expert(s):
-        progress.expert_queries += num_tokens
-    loss_sum, *seen = accelerator.reduce(total_C, reduction="sum").tolist()  # pyright: ignore
-    cells = sum(b.token_BT.numel() for b in batches)
-    filled = [sum(len(t.prompt.token_ids) + len(t.response_ids) for t in b.trajectories) for b in batches]
+        progress.expert_queries += rollouts.num_tokens
+    progress.expert_queries += 0 if seen is None else seen.expert_tokens
     return StepResult(
-        loss_nats=loss_sum / max(denominator, 1),
+        loss_nats=loss.nats,
         grad_norm=norm,
         learning_rate=rate,
-        trained_tokens=num_tokens,
-        padding_rate=1 - sum(filled) / cells,
-        read_rate=sum(n for n, is_read in zip(filled, was_read, strict=True) if is_read) / sum(filled),
-        watched={name: value / max(num_tokens, 1) for name, value in zip(names, seen, strict=True)},
+        trained_tokens=rollouts.num_tokens,
+        padding_rate=rollouts.padding_rate,
+        read_rate=rollouts.read_rate,
+        watched=loss.watched,
+        looked=record,
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Piece:
     """A part of the step's batch that goes through the student at once; see `StudentLoss.forward` for what is known."""
 
@@ -111,6 +107,172 @@ class _Piece:
     known_BSD: Tensor | None = None
     is_placeholder: bool = False
     """One token, gate shut: nothing to train on, but a forward and a backward pass that other processes wait for."""
+
+    @property
+    def num_filled(self) -> int:
+        return sum(len(t.prompt.token_ids) + len(t.response_ids) for t in self.batch.trajectories)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Gated:
+    """A piece, and what counts in it. `labels`: None until they are asked for."""
+
+    piece: _Piece
+    gate_BT: Tensor
+    weight_N: Tensor
+    labels: Labels | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Part:
+    """Trajectories of a step that share a loss and a mean of it: this process's pieces, and numbers of all processes."""
+
+    objective: Objective
+    row_loss: RowLoss
+    coefficient: float
+    pieces: list[_Gated]
+    num_tokens: int
+    num_trajectories: int
+    num_response_tokens: int
+    denominator: int
+
+    def weighed(self, weights: Sequence[Tensor]) -> _Part:
+        """The same with these factors on the gated tokens of each piece; the denominator goes on counting all of them."""
+        pairs = zip(self.pieces, weights, strict=True)
+        return replace(self, pieces=[replace(g, weight_N=g.weight_N * weight_N) for g, weight_N in pairs])
+
+    @property
+    def padding_rate(self) -> float:
+        return 1 - self._num_filled / sum(g.piece.batch.token_BT.numel() for g in self.pieces)
+
+    @property
+    def read_rate(self) -> float:
+        read = (g.piece.num_filled for g in self.pieces if g.piece.known_BSD is not None)
+        return sum(read) / self._num_filled
+
+    @property
+    def _num_filled(self) -> int:
+        return sum(g.piece.num_filled for g in self.pieces)
+
+
+class _Loss(NamedTuple):
+    """The mean of a part's loss, over all processes, and of what it reports."""
+
+    nats: float
+    watched: dict[str, float]
+
+
+def _part(
+    s: Setup,
+    trajectories: Sequence[Trajectory],
+    objective: Objective,
+    row_loss: RowLoss,
+    weigh: Weigh,
+    gate: Callable[[TrainBatch], Tensor],
+    coefficient: float = 1.0,
+) -> _Part:
+    pieces, amount = [], 0
+    for piece in _pieces(s, trajectories):
+        gate_BT = gate(piece.batch) & (not piece.is_placeholder)
+        weights = weigh(gate_BT)
+        pieces.append(_Gated(piece=piece, gate_BT=gate_BT, weight_N=weights.weight_N))
+        amount += weights.amount
+    counts = [sum(len(g.weight_N) for g in pieces), len(trajectories)]
+    counts += [sum(len(t.response_ids) for t in trajectories), amount]
+    sums = torch.tensor(counts, device=s.accelerator.device)
+    totals = s.accelerator.reduce(sums, reduction="sum").tolist()  # pyright: ignore
+    return _Part(
+        objective=objective,
+        row_loss=row_loss,
+        coefficient=coefficient,
+        pieces=pieces,
+        num_tokens=totals[0],
+        num_trajectories=totals[1],
+        num_response_tokens=totals[2],
+        denominator=totals[3],
+    )
+
+
+def _labels(s: Setup, part: _Part, gated: _Gated, clock: Clock) -> Labels:
+    if gated.labels is not None:
+        return gated.labels
+    with clock.phase("label"):
+        labels = label(gated.piece.batch, gated.gate_BT, part.objective, s.expert, s.recipe.seed)
+        if s.reference is not None:
+            near_N = s.reference(gated.piece.batch, labels)
+            labels = replace(labels, given_N={**labels.given_N, "reference_logp_n": near_N})
+    return labels
+
+
+def _add_gradient(
+    s: Setup, part: _Part, progress: Progress, clock: Clock, *, is_last: bool
+) -> tuple[_Loss, list[TokenLosses]]:
+    """Add the gradient of the part's mean to what is there; its value before the step, and that of its tokens.
+
+    `is_last`: of the parts of this step. Gradients are averaged over processes once, at the last micro-batch of the last one.
+    """
+    accelerator = s.accelerator
+    names = part.row_loss.names if isinstance(part.row_loss, Watched) else ()
+    total_C = torch.zeros(1 + len(names), dtype=torch.float64, device=accelerator.device)
+    scale = part.coefficient * accelerator.num_processes / max(part.denominator, 1)
+    losses = []
+    for i, gated in enumerate(part.pieces):
+        labels, weight_N, batch = _labels(s, part, gated, clock), gated.weight_N, gated.piece.batch
+        is_exchanged = is_last and i + 1 == len(part.pieces)
+        joined = contextlib.nullcontext() if is_exchanged else accelerator.no_sync(s.student)
+        with clock.phase("train"), joined:
+            loss, value_N = s.student(batch.token_BT, labels, part.row_loss, weight_N, gated.piece.known_BSD)
+            _require_finite(value_N, gated.gate_BT, batch, progress)
+            accelerator.backward(loss * scale)
+            total_C[0] += (loss_column(value_N).double() * weight_N.double()).sum()
+            if names:
+                total_C[1:] += value_N[:, 1:].double().sum(dim=0)
+        losses.append(TokenLosses(batch, gated.gate_BT, loss_column(value_N)))
+    loss_sum, *seen = accelerator.reduce(total_C, reduction="sum").tolist()  # pyright: ignore
+    means = {name: value / max(part.num_tokens, 1) for name, value in zip(names, seen, strict=True)}
+    return _Loss(loss_sum / max(part.denominator, 1), means), losses
+
+
+def _valued(s: Setup, part: _Part, progress: Progress, clock: Clock) -> tuple[_Part, list[TokenLosses]]:
+    """The part with its labels, and what its tokens cost: one pass without gradient, and without dropout."""
+    pieces, losses = [], []
+    for gated in part.pieces:
+        labels, piece = _labels(s, part, gated, clock), gated.piece
+        with clock.phase("look"), evaluating(s.model), s.accelerator.autocast():
+            assert s.expert is not None
+            row_losses = {"loss": part.row_loss}
+            found = position_values(
+                s.model, s.expert.vocab_size, piece.batch, labels, row_losses, piece.known_BSD
+            )
+        _require_finite(found["loss"], gated.gate_BT, piece.batch, progress)
+        pieces.append(replace(gated, labels=labels))
+        losses.append(TokenLosses(piece.batch, gated.gate_BT, loss_column(found["loss"])))
+    return replace(part, pieces=pieces), losses
+
+
+def _look(s: Setup, look: LookAhead, losses: Sequence[TokenLosses], clock: Clock) -> Seen:
+    with clock.phase("look"), evaluating(s.model), s.accelerator.autocast():
+        return look(losses)
+
+
+def _add_windows(
+    s: Setup, look: LookAhead, windows: Sequence[Trajectory], progress: Progress, clock: Clock
+) -> float | None:
+    """Add the gradient of what the look has brought, the last part of its step; the mean before it is weighed, or None."""
+    objective = s.objective.look_ahead
+    assert objective is not None
+    part = _part(
+        s,
+        windows,
+        objective,
+        objective.build(LossSettings()),
+        weigh_tokens,
+        # Whoever wrote a window: all of it has targets.
+        lambda batch: response_gate(batch.is_response_BT, batch.is_student_BT),
+        look.options["window_weight"],
+    )
+    loss, _ = _add_gradient(s, part, progress, clock, is_last=True)
+    return loss.nats if part.num_tokens else None
 
 
 def _pieces(s: Setup, trajectories: Sequence[Trajectory]) -> list[_Piece]:
@@ -174,6 +336,7 @@ def _placeholder(s: Setup) -> Trajectory:
         student_version=0,
         advantage=0.0,
         score=0.0,
+        targets=({},),
     )
 
 
