@@ -221,6 +221,12 @@ def _check_server(recipe: Recipe, method: Method) -> None:
         "rollouts.drafts = 'coupled' draws by a rule of our own, and with rollouts.server the server draws. Use 'auto' or 'off', "
         "or leave rollouts.server out.",
     )
+    require(
+        recipe.student.lora is None or recipe.train.mixed_precision == "no",
+        f"rollouts.server is handed the adapters folded into the weights, and in train.mixed_precision = "
+        f"'{recipe.train.mixed_precision}' most of a small change is rounded away. Set train.mixed_precision = 'no' and start "
+        "the server with --dtype float32, or leave student.lora out.",
+    )
     temperature = recipe.method.rollout_temperature
     require(
         temperature is None or temperature == 0 or 0.01 <= temperature <= 2,

@@ -197,6 +197,7 @@ def _look_ahead(
         batch_size=recipe.train.rollout_batch_size,
         gather=gather_object,
         process=accelerator.process_index,
+        has_dropout=has_dropout(model),
     )
 
 

@@ -329,8 +329,20 @@ def test_whether_a_change_arrived(came, noise, size, verdict):
     change = rng.standard_normal(500)
     change *= size / max(np.sqrt(np.mean(change**2)), 1e-300)
     found = came * change + noise * rng.standard_normal(500)
-    assert arrival(found, change) == verdict
-    assert arrival(found[:15], change[:15]) == "cannot tell"
+    assert arrival(found, change, noise_nats=0.0) == verdict
+    assert arrival(found[:15], change[:15], noise_nats=0.0) == "cannot tell"
+
+
+def test_a_change_within_the_noise_of_half_precision_is_not_called_old():
+    """Other weights are rounded otherwise: what moves on both sides has then little to do with the change."""
+    rng = np.random.default_rng(5)
+    change, ours, theirs = (size * rng.standard_normal(4000) for size in (4e-4, 6e-3, 6e-3))
+    assert arrival(change + theirs, change + ours, noise_nats=0.0) == "stale"
+    assert arrival(change + theirs, change + ours, noise_nats=6e-3) == "cannot tell"
+    # Old numbers to the last bit are old weights all the same, and a change beyond the noise is judged.
+    assert arrival(np.zeros(4000), change + ours, noise_nats=6e-3) == "stale"
+    assert arrival(50 * change + theirs, 50 * change + ours, noise_nats=6e-3) == "arrived"
+    assert arrival(theirs, 50 * change + ours, noise_nats=6e-3) == "stale"
 
 
 def test_adapters_are_folded_in_without_a_second_model(tmp_path):

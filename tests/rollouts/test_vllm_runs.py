@@ -230,6 +230,10 @@ def test_two_students_at_once_on_one_server_are_refused(tmp_path):
     [
         ({"method__name": "dagger"}, r"dagger has student and expert write one response token by token.*use gkd"),
         ({"rollouts__drafts": "coupled"}, r"rollouts\.drafts = 'coupled' draws by a rule of our own.*Use 'auto'"),
+        (
+            {"student__lora": {"rank": 2}, "train__mixed_precision": "bf16"},
+            r"in train\.mixed_precision = 'bf16' most of a small change is rounded away.*--dtype float32",
+        ),
         ({"method__rollout_temperature": 0.005}, r"temperature 0 or in \[0\.01, 2\].*= 0\.005"),
         ({"method__rollout_temperature": 2.5}, r"temperature 0 or in \[0\.01, 2\].*= 2\.5"),
         ({"warm_start": {"method": "dagger", "max_steps": 1}}, "dagger has student and expert write one response"),

@@ -29,6 +29,7 @@ from understudy.errors import ConfigError, TrainingError
 from understudy.experts.local import LocalExpert
 from understudy.experts.noisy import Additive, NoisyExpert
 from understudy.methods import METHODS
+from understudy.models import has_dropout
 from understudy.objectives.laws import DenseLaw
 from understudy.trainer.checkpoint import Progress
 from understudy.trainer.loop import run_rounds
@@ -336,3 +337,33 @@ def test_one_cut_takes_the_place_of_the_other():
     ):
         with pytest.raises(ConfigError, match=f"method.{name}"):
             make_recipe(method__name="near-future", **{f"method__{name}": value})
+
+
+class _Spied:
+    """A look ahead that keeps the losses it was given."""
+
+    def __init__(self, look):
+        self.look, self.losses = look, []
+
+    def __getattr__(self, name):
+        return getattr(self.look, name)
+
+    def __call__(self, losses):
+        self.losses += [piece.by_position()[piece.gate_BT] for piece in losses]
+        return self.look(losses)
+
+
+def test_a_look_sees_the_student_without_dropout(tmp_path):
+    """Candidates are chosen by what the student that wrote the rollouts costs, not one that has dropped at random."""
+    s = near_setup(tmp_path)
+    trajectories, seen = written(s, 4), {}
+    for rate in (0.0, 0.4):
+        for module in s.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = rate
+        assert has_dropout(s.model) == (rate > 0)
+        assert s.look_ahead is not None
+        spy = _Spied(replace(s.look_ahead, has_dropout=rate > 0))
+        step_of(replace(s, look_ahead=spy), trajectories)
+        seen[rate] = torch.cat(spy.losses)
+    torch.testing.assert_close(seen[0.4], seen[0.0], rtol=1e-9, atol=1e-12)

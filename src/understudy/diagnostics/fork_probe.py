@@ -206,6 +206,7 @@ def windows_of(pair: Pair, who: Who, spots: Sequence[Spot], looking: Looking) ->
             window_tokens=looking.window_tokens,
             temperature=looking.temperature,
             seed=pair.seed,
+            batch_size=pair.batch_size,
         )
 
 
@@ -238,6 +239,7 @@ def costs_of(
         [w.token_ids for w in student],
         [w.token_ids for w in expert],
         by_hidden_states=embedding == "expert-hidden",
+        batch_size=pair.batch_size,
     )
 
 

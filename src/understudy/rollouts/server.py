@@ -267,7 +267,9 @@ class Server:
         # http.client goes to this address and to no other: no proxy of the environment, no redirect that would carry the key on.
         parts = urlsplit(self.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(parts.hostname or "", parts.port, timeout=self.timeout_seconds)
+        # Named: without a port http.client looks for one behind the last colon of the host, which an IPv6 address has.
+        port = parts.port or kind.default_port
+        connection = kind(parts.hostname or "", port, timeout=self.timeout_seconds)
         headers = {"Content-Type": "application/json", **_authorization()}
         try:
             connection.request(verb, path, None if asked is None else json.dumps(asked), headers)

@@ -197,7 +197,7 @@ class ServedStudent:
             return
         then_theirs_N, then_ours_N = self._settled
         came_N, moved_N = theirs_N - then_theirs_N, ours_N - then_ours_N
-        verdict = arrival(came_N, moved_N)
+        verdict = arrival(came_N, moved_N, noise_nats=_root_mean_square(then_theirs_N - then_ours_N))
         if verdict == "stale":
             raise TrainingError(
                 f"the server {self.server.url} says that it has read the student's weights, and computes with old ones: of "
@@ -227,22 +227,28 @@ class ServedStudent:
         )
 
 
-def arrival(came_N: np.ndarray, moved_N: np.ndarray) -> Arrival:
+def arrival(came_N: np.ndarray, moved_N: np.ndarray, *, noise_nats: float) -> Arrival:
     """Whether a change of the student's log-probabilities is found in the server's.
 
         share = sum_n came_n moved_n / sum_n moved_n^2        1: all of it arrived, 0: nothing did
         error = |came - share moved| / (sqrt(N - 1) |moved|)
 
-    Both are differences between two times, so that what the server's kernels do at both times drops out: a server with its old
-    weights repeats its old numbers, and share and error are 0 to the last bit, however small the change.
+    Both are differences between two times: a server with its old weights repeats its old numbers, and share and error are 0 to
+    the last bit, however small the change. What rounding does to other weights does not drop out: in half precision it moves
+    log-probabilities by hundredths of a nat, of the student's own, too, and a share of a smaller change says nothing.
 
     Args:
         came_N, moved_N: the server's and the student's change, nats.
+        noise_nats: root mean square difference of the two where weights were the same. A change that is not three times as large
+            is judged only where the server's numbers are its old ones to the last bit.
     Returns:
         "stale" or "arrived" if the share is below or above 1/2 by six errors; "cannot tell" otherwise, for fewer than 16 tokens,
-        and for changes below a thousandth of a nat, which may be rounding of our own.
+        for changes below a thousandth of a nat, which may be rounding of our own, and for those within the noise.
     """
-    if len(moved_N) < _LEAST_PROBED or _root_mean_square(moved_N) < FELT_NATS:
+    moved_nats = _root_mean_square(moved_N)
+    if len(moved_N) < _LEAST_PROBED or moved_nats < FELT_NATS:
+        return "cannot tell"
+    if came_N.any() and moved_nats < 3 * noise_nats:
         return "cannot tell"
     size = float(moved_N @ moved_N)
     share = float(came_N @ moved_N) / size

@@ -87,15 +87,18 @@ class LookAhead:
     gather: Callable[[list[Any]], list[Any]]
     """One entry of every process, in the order of processes."""
     process: int
+    has_dropout: bool = False
+    """Whether the student drops at random while it is trained."""
 
     @property
     def trains_windows(self) -> bool:
         return self.options["window_weight"] > 0
 
     @property
-    def weighs_tokens(self) -> bool:
-        """Whether the look must come before the gradient of the rollouts."""
-        return self.options["suppress"] != "none"
+    def comes_first(self) -> bool:
+        """Whether the look needs a pass of its own, before the gradient of the rollouts: to weigh their tokens, or as the losses
+        of that pass are those of a student with holes in it."""
+        return self.options["suppress"] != "none" or self.has_dropout
 
     @torch.no_grad()
     def __call__(self, losses: Sequence[TokenLosses]) -> Seen:

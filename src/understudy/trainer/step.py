@@ -67,7 +67,7 @@ def optimizer_step(
     look = s.look_ahead
     rollouts = _part(s, trajectories, s.objective, s.row_loss, s.weigh, partial(gate_of, s.method))
     seen = None
-    if look is not None and look.weighs_tokens:
+    if look is not None and look.comes_first:
         rollouts, losses = _valued(s, rollouts, progress, clock)
         seen = _look(s, look, losses, clock)
         rollouts = rollouts.weighed(seen.weights)
