@@ -31,7 +31,7 @@ from understudy.errors import TrainingError
 from understudy.evaluation.statistics import Estimate, Verdict, mean_interval, ratio_interval
 from understudy.models import head_of, hidden_states
 from understudy.objectives.chunked import loss_from_hidden
-from understudy.objectives.transport import entropic_plan, exact_plan, monotone_plan
+from understudy.objectives.transport import Plan, plan_named
 from understudy.objectives.windows import Targets, given_targets, heaviest, soft_target_kl, soft_targets
 from understudy.records import TrainBatch
 from understudy.rollouts.hf import evaluating
@@ -105,7 +105,7 @@ class Correcting:
     looking: Looking = field(default_factory=Looking)
     window_weight: float = 1.0
     """Of the window loss where it stands beside the token loss."""
-    plan: Literal["exact", "entropic", "monotone"] = "exact"
+    plan: Plan = "exact"
     """What targets are made of. Distances are those of the exact plan whatever is chosen here."""
     regularisation: float = 0.05
     """Of the entropic plan."""
@@ -273,10 +273,7 @@ def _transported(
 ) -> Targets:
     costs = costs_of(pair, [spot], [student], [expert], correcting.looking.embedding)
     given = costs.cost_BIJ, costs.is_student_BI, costs.is_expert_BJ
-    if correcting.plan == "entropic":
-        plan_BIJ = entropic_plan(*given, regularisation=correcting.regularisation).plan_BIJ
-    else:
-        plan_BIJ = (exact_plan if correcting.plan == "exact" else monotone_plan)(*given)
+    plan_BIJ = plan_named(correcting.plan, *given, regularisation=correcting.regularisation)
     targets = soft_targets(plan_BIJ, costs.expert_token_BJ)
     return heaviest(targets) if correcting.targets == "heaviest" else targets
 

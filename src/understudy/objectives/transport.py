@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 from understudy.objectives.shapes import require_tokens
 
 Array = NDArray[np.float64]
+Plan = Literal["exact", "entropic", "monotone"]
 
 DUAL_TOLERANCE = 1e-10
 """Least that HiGHS accepts: a plan of windows of different lengths costs at most this much more than the best one."""
@@ -213,6 +214,15 @@ def monotone_plan(
         arXiv:2606.00305 matches without regard to order.
     """
     return _pair_by_pair(_warped, cost_BIJ, is_student_BI, is_expert_BJ)
+
+
+def plan_named(
+    name: Plan, cost_BIJ: Tensor, is_student_BI: Tensor, is_expert_BJ: Tensor, *, regularisation: float
+) -> Tensor:
+    """`exact_plan`, `entropic_plan` or `monotone_plan` by its name; `regularisation` is the entropic one's."""
+    if name == "entropic":
+        return entropic_plan(cost_BIJ, is_student_BI, is_expert_BJ, regularisation=regularisation).plan_BIJ
+    return (exact_plan if name == "exact" else monotone_plan)(cost_BIJ, is_student_BI, is_expert_BJ)
 
 
 def transport_distance(plan_BIJ: Tensor, cost_BIJ: Tensor) -> Tensor:

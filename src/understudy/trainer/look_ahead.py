@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from understudy.experts.vectors import Costs, window_costs
 from understudy.objectives import forks
-from understudy.objectives.transport import entropic_plan, exact_plan, monotone_plan, transport_distance
+from understudy.objectives.transport import exact_plan, plan_named, transport_distance
 from understudy.objectives.windows import given_targets, heaviest, soft_targets
 from understudy.randomness import uniforms
 from understudy.records import TrainBatch, Trajectory
@@ -208,11 +208,11 @@ class LookAhead:
         return [self._trajectory(pairs.spots[b], who, written[b], token, weight) for b, token, weight in made]
 
     def _plan(self, pairs: _Pairs, real_b: Tensor) -> Tensor:
+        if self.options["plan"] == "exact":
+            return pairs.plan_BIJ[real_b]  # found before, for the distance
         costs = pairs.costs
         given = costs.cost_BIJ[real_b], costs.is_student_BI[real_b], costs.is_expert_BJ[real_b]
-        if self.options["plan"] == "entropic":
-            return entropic_plan(*given, regularisation=self.options["regularisation"]).plan_BIJ
-        return monotone_plan(*given) if self.options["plan"] == "monotone" else pairs.plan_BIJ[real_b]
+        return plan_named(self.options["plan"], *given, regularisation=self.options["regularisation"])
 
     def _trajectory(
         self, spot: Spot, who: Who, window: Response, token_IK: list[list[int]], weight_IK: list[list[float]]
