@@ -359,7 +359,7 @@ _NEAR_FUTURE = {
     "candidate_nats": None,
     "max_forks_per_trajectory": 8,
     "candidate_spacing": 1,
-    "student_window": "written",
+    "student_window": "rollout",
     "window_temperature": 0.0,
     "embedding": "expert",
     "plan": "exact",
@@ -367,7 +367,7 @@ _NEAR_FUTURE = {
     "real_quantile": 0.3,
     "min_distance": None,
     "targets": "plan",
-    "window_weight": 1.0,
+    "window_weight": 0.1,
     "suppress": "none",
 }
 

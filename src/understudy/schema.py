@@ -417,17 +417,18 @@ class MethodConfig:
     epochs: int | None = None
     """grpo only: passes over a round's trajectories; every one after the first is in another order."""
     window_tokens: int | None = None
-    """near-future only, as all that follow: tokens that student and expert each write at a candidate, at most."""
+    """near-future only, as all that follow: tokens of each of the two windows at a candidate, at most."""
     candidate_quantile: float | None = None
     """Candidates are tokens at or above this quantile of the losses of their response."""
     candidate_nats: float | None = None
     """Or tokens of this loss and more, in place of candidate_quantile."""
     max_forks_per_trajectory: int | None = None
-    """Most candidates of a response, those of highest loss: each costs two windows, a real fork also a pass over its prefix."""
+    """Most candidates of a response, those of highest loss: each costs a window of the expert's; of the student's, too, where it
+    writes one, and each real fork then also a pass over its prefix."""
     candidate_spacing: int | None = None
     """Least number of positions from one candidate to the next."""
     student_window: Literal["written", "rollout"] | None = None
-    """written: the student writes its window anew. rollout: the response's own next tokens, which cost nothing."""
+    """rollout: the response's own next tokens, which cost nothing. written: the student writes its window anew."""
     window_temperature: float | None = None
     """Of the windows of both; 0 is greedy."""
     embedding: Literal["expert", "student", "expert-hidden"] | None = None

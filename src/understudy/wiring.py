@@ -145,6 +145,7 @@ def assemble(
         reference=reference,
         scores=_scores(recipe, parts, objective, accelerator),
         look_ahead=_look_ahead(recipe, parts, objective, accelerator, model),
+        holds_graphs=_may_hold_graphs(recipe, accelerator, model),
         accelerator=accelerator,
         student=student,
         model=model,
@@ -225,16 +226,24 @@ def _reference(parts: Parts, accelerator: Accelerator) -> Callable[[TrainBatch, 
 
 
 def _can_train_on_readings(recipe: Recipe, accelerator: Accelerator, model: nn.Module) -> bool:
-    """Whether a pass that checked drafts is the pass that training would make (see `rollouts.readings`).
-
-    The weights must still be the same, training must not drop anything at random, and neither data-parallel wrappers nor
-    a limit on what is held in memory at once may want to see the pass themselves.
-    """
+    """Whether a pass that checked drafts is the pass that training would make (see `rollouts.readings`): the weights must
+    still be the same."""
     return (
         steps_per_round(recipe) == 1
-        and recipe.train.micro_batch_size is None
-        and recipe.train.micro_batch_tokens is None
         and recipe.train.rollout_batch_size is None
+        and _may_hold_graphs(recipe, accelerator, model)
+    )
+
+
+def _may_hold_graphs(recipe: Recipe, accelerator: Accelerator, model: nn.Module) -> bool:
+    """Whether training may start from hidden states that were made outside of it.
+
+    It must not drop anything at random, and neither data-parallel wrappers nor a limit on what is held in memory at once may
+    want to see the pass themselves.
+    """
+    return (
+        recipe.train.micro_batch_size is None
+        and recipe.train.micro_batch_tokens is None
         and not recipe.train.compile
         and accelerator.distributed_type == DistributedType.NO
         and not any(getattr(m, "gradient_checkpointing", False) for m in model.modules())

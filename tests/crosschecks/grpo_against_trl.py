@@ -30,7 +30,7 @@ from understudy.objectives.policy import group_advantage
 from understudy.objectives.weights import weighing
 from understudy.records import Prompt, Trajectory
 from understudy.trainer.collate import collate, micro_batches
-from understudy.trainer.loss import StudentLoss, gate_of, label, reference_logp
+from understudy.trainer.loss import StudentLoss, Term, gate_of, label, reference_logp
 
 VERSION = "1.16.0"
 LIMIT = 1e-5
@@ -173,7 +173,7 @@ def by_us(inputs, start, now, *, loss_norm: str, rule: str, kl: float, entropy: 
             near_N = reference_logp(start, VOCAB, batch, labels)
             labels.given_N["reference_logp_n"] = near_N  # pyright: ignore[reportIndexIssue]
         row_loss = objective.build(LossSettings(options=options))
-        loss, value_N = student(batch.token_BT, labels, row_loss, weigh(gate_BT).weight_N)
+        ((loss, value_N),) = student(batch.token_BT, [Term(labels, row_loss, weigh(gate_BT).weight_N)])
         (loss / amount).backward()
         total += loss.item() / amount
         clipped, count = clipped + value_N[:, 1].sum().item(), count + len(value_N)

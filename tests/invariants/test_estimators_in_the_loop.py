@@ -27,7 +27,7 @@ from understudy.randomness import uniforms
 from understudy.records import Prompt
 from understudy.rollouts.sampler import Response
 from understudy.trainer.collate import collate
-from understudy.trainer.loss import gate_of, label
+from understudy.trainer.loss import Term, gate_of, label
 
 CPU = torch.device("cpu")
 VOCAB = 4
@@ -51,7 +51,7 @@ def head_gradient(s, batch, method: str, estimator, seed: int):
     labels = label(batch, gate_BT, objective, EXPERT, seed)
     s.student.zero_grad()
     weight_N = torch.ones(int(gate_BT.sum()))
-    loss, _ = s.student(batch.token_BT, labels, objective.build(LossSettings()), weight_N)
+    ((loss, _),) = s.student(batch.token_BT, [Term(labels, objective.build(LossSettings()), weight_N)])
     (loss / len(weight_N)).backward()
     return torch.cat([p.grad.flatten() for p in s.model.parameters()]).clone()
 

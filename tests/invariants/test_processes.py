@@ -64,6 +64,13 @@ CASES = {
         "method.window_tokens": 4,
         "method.candidate_quantile": 0.6,
         "method.suppress": "matched",
+        "method.student_window": "written",
+    },
+    "ragged near futures of rollouts": {
+        "method.name": "near-future",
+        "method.window_tokens": 4,
+        "method.candidate_quantile": 0.6,
+        "method.window_weight": 1.0,
     },
     # The second process never has a trajectory, nor a fork.
     "ragged, one trajectory": {

@@ -48,6 +48,8 @@ DESCENT = {
 }
 LOOK = {
     "method__name": "near-future",
+    "method__student_window": "written",
+    "method__window_weight": 1.0,
     "method__window_tokens": 4,
     "method__window_temperature": 1.0,
     "method__candidate_quantile": 0.7,
@@ -102,6 +104,13 @@ CASES: dict[str, dict[str, Any]] = {
     "entropic, heaviest": {"plan": "entropic", "targets": "heaviest"},
     "in order": {"plan": "monotone"},
     "the rollout's own tokens": {"student_window": "rollout"},
+    "the rollout's own tokens, heaviest": {
+        "student_window": "rollout",
+        "targets": "heaviest",
+        "plan": "entropic",
+        "window_weight": 0.1,
+    },
+    "the expert's window beside the rollout's own": {"student_window": "rollout", "targets": "expert-window"},
     "the rollout's own tokens, entropic": {"student_window": "rollout", "plan": "entropic"},
     "false alarms": {"suppress": "false-alarms", "real_quantile": 0.5},
     "false alarms alone": {"suppress": "false-alarms", "real_quantile": 0.5, "window_weight": 0.0},
@@ -122,6 +131,11 @@ CASES: dict[str, dict[str, Any]] = {
         "candidate_nats": 1.2,
         "min_distance": 0.9,
         "max_forks_per_trajectory": 3,
+    },
+    "absolute cuts of rollouts": {
+        "student_window": "rollout",
+        "candidate_quantile": None,
+        "candidate_nats": 1.4,
     },
     "longer windows": {"window_tokens": 5, "window_temperature": 0.8, "embedding": "expert-hidden"},
 }
@@ -170,7 +184,7 @@ SPLITS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", ["as it is", "matched", "all at once"])
+@pytest.mark.parametrize("case", ["as it is", "absolute cuts of rollouts", "matched", "all at once"])
 def test_splitting_and_order_do_not_change_the_step(tmp_path, monkeypatch, case):
     """However trajectories, windows and passes are batched, and in whichever order.
 
@@ -240,6 +254,45 @@ def test_an_expert_that_says_the_same_leaves_no_fork(tmp_path, suppress):
     assert (result.looked["forks_real"], result.looked["forks_distance_mean"]) == (0, 0)
     plain = step_of(replace(s, look_ahead=None), trajectories)[0]
     assert torch.equal(gradient, plain) == (suppress == "none")
+
+
+def passes_of(s, trajectories) -> int:
+    """Passes of the student with a graph behind them in one step."""
+    count = []
+    transformer: Any = s.model.transformer
+    hook = transformer.register_forward_hook(lambda *_: count.append(torch.is_grad_enabled()))
+    step_of(s, trajectories)
+    hook.remove()
+    return sum(count)
+
+
+@pytest.mark.parametrize(
+    ("settings", "windows_passes"),
+    [({"student_window": "rollout"}, 0), ({"suppress": "matched", "window_weight": 0.0}, 0), ({}, 1)],
+)
+def test_a_step_passes_over_its_rollouts_once(tmp_path, settings, windows_passes):
+    """Also where the look comes before the gradient; windows that lie in the rollouts take no pass, others one.
+
+    Fails if the pass that found the losses is thrown away, or if windows in rollouts are read behind their prefixes.
+    """
+    s = near_setup(tmp_path, **{f"method__{name}": value for name, value in settings.items()})
+    trajectories = written(s, 5)
+    assert s.holds_graphs
+    assert passes_of(s, trajectories) == 1 + windows_passes
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"train__micro_batch_size": 5},
+        {"train__micro_batch_tokens": 500},
+        {"train__compile": True},
+        {"student__new__family": "llama", "student__lora": {"rank": 2, "dropout": 0.2}},
+    ],
+)
+def test_a_pass_is_not_kept_where_training_wants_another_one(tmp_path, settings):
+    """Or where memory is limited, which a kept pass of every micro-batch would not respect."""
+    assert not near_setup(tmp_path, **settings).holds_graphs
 
 
 def test_nothing_to_look_for_is_opd_r(tmp_path):

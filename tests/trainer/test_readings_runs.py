@@ -43,6 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     "token budget does without": {"train__micro_batch_tokens": 40},
     "windows beside": {
         "method__name": "near-future",
+        "method__student_window": "written",
         "method__window_tokens": 3,
         "method__candidate_quantile": 0.5,
         "rollouts__drafts": "coupled",

@@ -33,7 +33,7 @@ from understudy.models import inner_model
 from understudy.objectives.laws import DenseLaw
 from understudy.trainer.checkpoint import Progress
 from understudy.trainer.collate import collate, micro_batches
-from understudy.trainer.loss import gate_of, label
+from understudy.trainer.loss import Term, gate_of, label
 from understudy.trainer.setup import Clock
 from understudy.trainer.step import optimizer_step
 
@@ -120,7 +120,7 @@ def test_more_padding_changes_nothing(tmp_path):
 
     def gradient(token_BT, gate_BT):
         s.student.zero_grad()
-        loss, _ = s.student(token_BT, replace(labels, gate_BT=gate_BT), s.row_loss, weight_N)
+        ((loss, _),) = s.student(token_BT, [Term(replace(labels, gate_BT=gate_BT), s.row_loss, weight_N)])
         loss.backward()
         return loss.detach(), torch.cat(
             [p.grad.flatten() for p in s.model.parameters() if p.grad is not None]
@@ -172,7 +172,7 @@ def test_only_positions_before_a_target_have_a_gradient(tmp_path, method):
     embedded = []
     table = inner_model(s.model).get_input_embeddings()
     hook = table.register_forward_hook(lambda _, __, out: embedded.append(out) or out.retain_grad())
-    loss, _ = s.student(batch.token_BT, labels, s.row_loss, torch.ones(int(gate_BT.sum())))
+    ((loss, _),) = s.student(batch.token_BT, [Term(labels, s.row_loss, torch.ones(int(gate_BT.sum())))])
     loss.backward()
     hook.remove()
     reached_BT = embedded[0].grad.abs().sum(-1) > 0

@@ -25,6 +25,8 @@ from understudy.objectives.shapes import require_tokens
 Array = NDArray[np.float64]
 Plan = Literal["exact", "entropic", "monotone"]
 
+MOST_UNITS = 256
+"""An assignment of more takes longer than a linear program of their windows."""
 DUAL_TOLERANCE = 1e-10
 """Least that HiGHS accepts: a plan of windows of different lengths costs at most this much more than the best one."""
 
@@ -90,11 +92,11 @@ def exact_plan(
 
         gamma = argmin <gamma, C>  over gamma >= 0,  sum_j gamma[i, j] = 1 / n,  sum_i gamma[i, j] = 1 / m
 
-    n and m are the numbers of real tokens. n = m: an assignment, every row has one entry 1 / n. Else a corner of the
-    transport polytope, by the simplex method in whole units of 1 / (n m), so that marginals hold exactly. Where
-    several plans are cheapest, one of them, always the same one for the same cost.
+    n and m are the numbers of real tokens. n = m: an assignment, every row has one entry 1 / n. Else an assignment of units
+    of 1 / lcm(n, m), or where those are many a corner of the transport polytope, by the simplex method in units of 1 / (n m):
+    marginals hold exactly. Where several plans are cheapest, one of them, always the same one for the same cost.
 
-    Runs on the CPU, pair after pair: 50 x 50 takes 0.1 ms, 50 x 49 takes 10 ms.
+    Runs on the CPU, pair after pair: 50 x 50 takes 0.1 ms, 24 x 20 takes 0.5 ms, 50 x 49 takes 10 ms.
 
     Args:
         cost_BIJ: finite at real tokens, any unit.
@@ -244,10 +246,9 @@ def transport_distance(plan_BIJ: Tensor, cost_BIJ: Tensor) -> Tensor:
 
 def _cheapest(cost_IJ: Array) -> Array:
     num_student, num_expert = cost_IJ.shape
-    if num_student == num_expert:
-        plan_IJ = np.zeros_like(cost_IJ)
-        plan_IJ[linear_sum_assignment(cost_IJ)] = 1 / num_student
-        return plan_IJ
+    units = math.lcm(num_student, num_expert)
+    if units <= max(num_student, num_expert, MOST_UNITS):
+        return _assigned(cost_IJ, units)
     # In units of 1 / (n m) every corner of the polytope is whole: rounding takes off what the solver may have left.
     # Costs of order 1, whatever their unit: the solver's tolerances are absolute.
     scale = np.abs(cost_IJ).max() or 1.0
@@ -256,12 +257,23 @@ def _cheapest(cost_IJ: Array) -> Array:
         A_eq=_marginals(num_student, num_expert),
         b_eq=np.repeat([num_expert, num_student], [num_student, num_expert]),
         method="highs-ds",
-        options={"dual_feasibility_tolerance": DUAL_TOLERANCE},
+        # Every row and column is needed: looking for what could be left out takes longer than solving a small pair.
+        options={"dual_feasibility_tolerance": DUAL_TOLERANCE, "presolve": False},
     )
     assert found.status == 0, found.message
     units_IJ = found.x.reshape(cost_IJ.shape).round()
     assert (units_IJ.sum(1) == num_expert).all() and (units_IJ.sum(0) == num_student).all()
     return units_IJ / (num_student * num_expert)
+
+
+def _assigned(cost_IJ: Array, units: int) -> Array:
+    """The assignment of equal units of mass: each token cut into as many as make both windows `units` long."""
+    num_student, num_expert = cost_IJ.shape
+    by_student, by_expert = units // num_student, units // num_expert
+    row, column = linear_sum_assignment(cost_IJ.repeat(by_student, axis=0).repeat(by_expert, axis=1))
+    units_IJ = np.zeros_like(cost_IJ)
+    np.add.at(units_IJ, (row // by_student, column // by_expert), 1)
+    return units_IJ / units
 
 
 @lru_cache(maxsize=256)

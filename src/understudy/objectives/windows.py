@@ -121,7 +121,8 @@ def listed_kl(logp_NK: Tensor, weight_NK: Tensor) -> Tensor:
         kl[n] = sum over k with y[n, k] > 0 of  y[n, k] (log y[n, k] - log p(token[n, k]))
 
     The entropy of y is a constant: the gradient is that of `listed_cross_entropy`. A token must not stand in two entries
-    with weight (`soft_targets` sees to it), or the value is too small by the entropy of its split.
+    with weight (`soft_targets` sees to it), or the value is too small by the entropy of its split. Several laws in one row,
+    one behind the other, have the sum of their divergences.
 
     Args, Returns, Raises:
         As `listed_cross_entropy`; >= 0 up to rounding where weights sum to 1, 0 for a row of zeros.

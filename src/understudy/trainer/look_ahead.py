@@ -3,8 +3,9 @@
     candidates    tokens of high loss (`objectives.forks`); at each, student and expert write a window from before the token
     distance      of optimal transport between the two windows (`objectives.transport`)
     real forks    candidates that lead elsewhere, judged among all candidates of the step, over all processes
-    windows       for every real fork a trajectory: its prefix as the prompt, the student's window as the response, and at each of
-                  its tokens what the plan would have it say (`objectives.windows`)
+    windows       for every real fork what the plan would have said at each token of the student's window
+                  (`objectives.windows`): as a trajectory, the prefix its prompt and the window its response; where the window
+                  is a part of the rollout, at the rollout's own tokens, which then costs no pass of its own
     weights       of rollout tokens, where losses are to be suppressed
 
 B candidates, I positions of the student's window, J of the expert's, C candidates of one trajectory, T positions of a batch, N
@@ -22,8 +23,9 @@ from torch import Tensor, nn
 
 from understudy.experts.vectors import Costs, window_costs
 from understudy.objectives import forks
+from understudy.objectives.rows import Given
 from understudy.objectives.transport import exact_plan, plan_named, transport_distance
-from understudy.objectives.windows import given_targets, heaviest, soft_targets
+from understudy.objectives.windows import Targets, given_targets, heaviest, soft_targets
 from understudy.randomness import uniforms
 from understudy.records import TrainBatch, Trajectory
 from understudy.rollouts.sampler import Decoder, Limits, Response
@@ -49,10 +51,25 @@ class TokenLosses:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Beside:
+    """What tokens of a batch should have been, besides what the rollouts' own loss says of them."""
+
+    gate_BT: Tensor
+    given_N: Given
+    """Of the gated tokens, under the names that `objectives.windows.soft_target_kl` asks for: the targets of all windows that
+    a token lies in, one behind the other, which makes its value the sum over these windows."""
+    num_tokens: int
+    """Of the windows: a token that lies in two of them counts twice."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Seen:
-    """What a look has found. Numbers are of all processes, windows and weights of this one."""
+    """What a look has found. Numbers are of all processes, windows, what is beside and weights of this one."""
 
     windows: list[Trajectory]
+    """Empty where windows are parts of the rollouts."""
+    beside: list[Beside]
+    """Of each batch that was given; empty lists where windows are trajectories of their own."""
     weights: list[Tensor]
     """Of the gated tokens of each batch that was given, [N]; all 1 where nothing is suppressed."""
     num_candidates: int
@@ -95,15 +112,23 @@ class LookAhead:
         return self.options["window_weight"] > 0
 
     @property
+    def is_beside(self) -> bool:
+        """Whether the windows that are trained lie in the rollouts."""
+        return (
+            self.trains_windows and self.options["targets"] != "expert-window" and self._is_rollout("student")
+        )
+
+    @property
     def comes_first(self) -> bool:
-        """Whether the look needs a pass of its own, before the gradient of the rollouts: to weigh their tokens, or as the losses
-        of that pass are those of a student with holes in it."""
-        return self.options["suppress"] != "none" or self.has_dropout
+        """Whether the look comes before the gradient of the rollouts: to weigh their tokens, to say what else is to be trained
+        there, or as the losses of that pass are those of a student with holes in it."""
+        return self.options["suppress"] != "none" or self.is_beside or self.has_dropout
 
     @torch.no_grad()
     def __call__(self, losses: Sequence[TokenLosses]) -> Seen:
         """Look ahead from the costly tokens of this process's share of the step."""
         found = [(piece, self._candidates(piece)) for piece in losses]
+        counts = [int(is_candidate_BT.sum()) for _, is_candidate_BT in found]
         spots = [spot for piece, is_candidate_BT in found for spot in _spots(piece, is_candidate_BT)]
         pairs = self._pairs(spots) if spots else None
         shares: list[_Share] = self.gather([self._share(spots, pairs)])
@@ -113,9 +138,15 @@ class LookAhead:
         )
         first = sum(len(share.distances) for share in shares[: self.process])
         own = slice(first, first + len(spots))
-        suppressed = self._suppressed(shares, is_real_n)[own].split([int(mask.sum()) for _, mask in found])
+        suppressed = self._suppressed(shares, is_real_n)[own].split(counts)
+        windows, beside = [], []
+        if pairs is not None and self.is_beside:
+            beside = self._beside(pairs, is_real_n[own], found, counts)
+        elif pairs is not None and self.trains_windows:
+            windows = self._windows(pairs, is_real_n[own])
         return Seen(
-            windows=[] if pairs is None else self._windows(pairs, is_real_n[own]),
+            windows=windows,
+            beside=beside or [_nothing(piece) for piece in losses],
             weights=[
                 _weight(piece, is_candidate_BT, is_suppressed_n)
                 for (piece, is_candidate_BT), is_suppressed_n in zip(found, suppressed, strict=True)
@@ -194,18 +225,45 @@ class LookAhead:
 
     def _windows(self, pairs: _Pairs, is_real_B: Tensor) -> list[Trajectory]:
         """A trajectory for every real fork, with its targets."""
-        costs, real_b = pairs.costs, is_real_B.nonzero()[:, 0].to(pairs.plan_BIJ.device)
-        who: Who = "student"
-        if self.options["targets"] == "expert-window":
-            who = "expert"
-            targets = given_targets(costs.expert_token_BJ[real_b], costs.is_expert_BJ[real_b])
-        else:
-            targets = soft_targets(self._plan(pairs, real_b), costs.expert_token_BJ[real_b])
-        if self.options["targets"] == "heaviest":
-            targets = heaviest(targets)
+        who: Who = "expert" if self.options["targets"] == "expert-window" else "student"
+        real_b, targets = self._targets(pairs, is_real_B)
         written = pairs.student if who == "student" else pairs.expert
         made = zip(real_b.tolist(), targets.token_BIK.tolist(), targets.weight_BIK.tolist(), strict=True)
         return [self._trajectory(pairs.spots[b], who, written[b], token, weight) for b, token, weight in made]
+
+    def _beside(
+        self,
+        pairs: _Pairs,
+        is_real_B: Tensor,
+        found: Sequence[tuple[TokenLosses, Tensor]],
+        counts: Sequence[int],
+    ) -> list[Beside]:
+        """The targets of every real fork, at the tokens of the batches; found[k] with its counts[k] candidates."""
+        real_b, targets = self._targets(pairs, is_real_B)
+        is_token_bI = pairs.costs.is_student_BI[real_b]
+        sizes = [int(part.sum()) for part in is_real_B.split(list(counts))]
+        parts = zip(
+            found,
+            is_real_B.split(list(counts)),
+            is_token_bI.split(sizes),
+            targets.token_BIK.split(sizes),
+            targets.weight_BIK.split(sizes),
+            strict=True,
+        )
+        return [
+            _at_tokens(
+                piece.gate_BT, is_candidate_BT.nonzero()[is_real_n], is_token_nI, Targets(token, weight)
+            )
+            for (piece, is_candidate_BT), is_real_n, is_token_nI, token, weight in parts
+        ]
+
+    def _targets(self, pairs: _Pairs, is_real_B: Tensor) -> tuple[Tensor, Targets]:
+        """(the real forks, what their windows should say)."""
+        costs, real_b = pairs.costs, is_real_B.nonzero()[:, 0].to(pairs.plan_BIJ.device)
+        if self.options["targets"] == "expert-window":
+            return real_b, given_targets(costs.expert_token_BJ[real_b], costs.is_expert_BJ[real_b])
+        targets = soft_targets(self._plan(pairs, real_b), costs.expert_token_BJ[real_b])
+        return real_b, heaviest(targets) if self.options["targets"] == "heaviest" else targets
 
     def _plan(self, pairs: _Pairs, real_b: Tensor) -> Tensor:
         if self.options["plan"] == "exact":
@@ -263,6 +321,33 @@ def _spots(piece: TokenLosses, is_candidate_BT: Tensor) -> list[Spot]:
         Spot(trajectory=trajectories[b], position=at - len(trajectories[b].prompt.token_ids))
         for b, at in is_candidate_BT.nonzero().tolist()
     ]
+
+
+def _at_tokens(gate_BT: Tensor, start_n2: Tensor, is_token_nI: Tensor, targets: Targets) -> Beside:
+    """Windows that begin at `start_n2` (row, position) of a batch, laid over its tokens; `is_token_nI`: where they are real."""
+    offset_I = torch.arange(is_token_nI.shape[1], device=gate_BT.device)
+    cell_nI = start_n2[:, :1] * gate_BT.shape[1] + start_n2[:, 1:] + offset_I
+    cell_E, at_E = cell_nI[is_token_nI].unique(return_inverse=True)
+    given = targets.given(is_token_nI)
+    # The windows that a token lies in, side by side: each entry e takes the next free of its token's places.
+    order_e = at_E.argsort(stable=True)
+    count_N = at_E.bincount(minlength=len(cell_E))
+    place_e = torch.arange(len(at_E), device=gate_BT.device) - (count_N.cumsum(0) - count_N)[at_E[order_e]]
+    most = int(count_N.max()) if len(count_N) else 1
+    is_in_BT = torch.zeros_like(gate_BT)
+    is_in_BT.view(-1)[cell_E] = True
+    laid = {}
+    for name, value_EK in given.items():
+        value_NPK = value_EK.new_zeros(len(cell_E), most, value_EK.shape[1])
+        value_NPK[at_E[order_e], place_e] = value_EK[order_e]
+        laid[name] = value_NPK.flatten(1)
+    return Beside(gate_BT=is_in_BT, given_N=laid, num_tokens=len(at_E))
+
+
+def _nothing(piece: TokenLosses) -> Beside:
+    token = torch.zeros(0, 1, dtype=torch.long, device=piece.gate_BT.device)
+    given = {"target_token_nK": token, "target_weight_nK": token.double()}
+    return Beside(gate_BT=torch.zeros_like(piece.gate_BT), given_N=given, num_tokens=0)
 
 
 def _weight(piece: TokenLosses, is_candidate_BT: Tensor, is_suppressed_n: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -213,8 +213,16 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
+class Term(NamedTuple):
+    """A loss at some positions of a batch, and how much each counts."""
+
+    labels: Labels
+    row_loss: RowLoss
+    weight_N: Tensor
+
+
 class StudentLoss(nn.Module):
-    """The student and its loss in one forward pass.
+    """The student and its losses in one forward pass.
 
     In one module because data-parallel wrappers only see what happens inside a `forward`: the head's weight is used by
     the chunked loss, not by the model's own forward.
@@ -227,19 +235,19 @@ class StudentLoss(nn.Module):
         self.hidden_states = _compiled(hidden_states) if is_compiled else hidden_states
 
     def forward(
-        self,
-        token_BT: Tensor,
-        labels: Labels,
-        row_loss: RowLoss,
-        weight_N: Tensor,
-        known_BSD: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(sum of weight * value, value_N); the law of token t stands at position t - 1.
+        self, token_BT: Tensor, terms: Sequence[Term], known_BSD: Tensor | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """(sum of weight * value, value_N) of every term; the law of token t stands at position t - 1.
 
         `known_BSD`: the hidden states of all tokens but the last, S = T - 1, if these weights have computed them before.
         """
         if known_BSD is None:
             known_BSD = self.hidden_states(self.model, token_BT)[:, :-1]
+        return [self._loss(known_BSD, *term) for term in terms]
+
+    def _loss(
+        self, known_BSD: Tensor, labels: Labels, row_loss: RowLoss, weight_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
         hidden_ND = known_BSD[labels.gate_BT[:, 1:]]
         head, given_N = head_of(self.model, self.vocab_size), labels.given_N
         if labels.from_logp is not None:

@@ -47,6 +47,8 @@ class Setup:
     """The expert's scores of whole responses; None: nobody asks."""
     look_ahead: LookAhead | None
     """Into the near future of each step's rollouts; None: the method does not look."""
+    holds_graphs: bool
+    """Whether a pass may be kept for its gradient while the rest of the step's passes are made."""
     accelerator: Accelerator
     student: nn.Module
     """`StudentLoss`, as accelerate prepared it."""

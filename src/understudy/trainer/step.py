@@ -9,22 +9,23 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from accelerate import DistributedType
+from accelerate import Accelerator, DistributedType
 from torch import Tensor
 
 from understudy.errors import TrainingError
 from understudy.methods import LossSettings, Objective
+from understudy.models import hidden_states
 from understudy.objectives.gates import response_gate
 from understudy.objectives.rows import RowLoss, Watched, loss_column
-from understudy.objectives.weights import Weigh, weigh_tokens
+from understudy.objectives.weights import Weigh, uniform_weight, weigh_tokens
 from understudy.records import TrainBatch, Trajectory
 from understudy.rollouts.hf import evaluating
 from understudy.rollouts.pieces import MIN_PIECE_TOKENS_ACCELERATOR, MIN_PIECE_TOKENS_CPU
 from understudy.trainer.budget import within_budget
 from understudy.trainer.checkpoint import Progress
 from understudy.trainer.collate import by_length, collate, micro_batches
-from understudy.trainer.look_ahead import LookAhead, Seen, TokenLosses
-from understudy.trainer.loss import Labels, gate_of, label, position_values
+from understudy.trainer.look_ahead import Beside, LookAhead, Seen, TokenLosses
+from understudy.trainer.loss import Labels, Term, gate_of, label, position_values
 from understudy.trainer.schedule import learning_rate_at
 from understudy.trainer.setup import Clock, Setup
 
@@ -66,19 +67,24 @@ def optimizer_step(
     s.student.train(not s.objective.weighs_by_ratio)
     look = s.look_ahead
     rollouts = _part(s, trajectories, s.objective, s.row_loss, s.weigh, partial(gate_of, s.method))
-    seen = None
+    seen, parts = None, [rollouts]
     if look is not None and look.comes_first:
         rollouts, losses = _valued(s, rollouts, progress, clock)
         seen = _look(s, look, losses, clock)
-        rollouts = rollouts.weighed(seen.weights)
-    is_all = look is None or not look.trains_windows
-    loss, losses = _add_gradient(s, rollouts, progress, clock, is_last=is_all)
+        parts = [rollouts.weighed(seen.weights)]
+        if look.is_beside:
+            parts.append(_beside(s, look, rollouts, seen.beside))
+    is_all = look is None or not look.trains_windows or look.is_beside
+    (loss, *others), losses = _add_gradient(s, parts, progress, clock, is_last=is_all)
     record: dict[str, float | None] = {}
     if look is not None:
         seen = seen or _look(s, look, losses, clock)
-        record = {**seen.record(), "window_loss_nats": None}
         if not is_all:
-            record["window_loss_nats"] = _add_windows(s, look, seen.windows, progress, clock)
+            windows = _windows(s, look, seen.windows)
+            parts.append(windows)
+            others, _ = _add_gradient(s, [windows], progress, clock, is_last=True)
+        is_trained = len(parts) > 1 and parts[1].num_tokens > 0
+        record = {**seen.record(), "window_loss_nats": others[0].nats if is_trained else None}
     with clock.phase("train"):
         rate = learning_rate_at(progress.step, s.recipe.train.steps, s.recipe.optimizer)
         norm = _apply(s, rate, progress, trajectories, has_gradient=rollouts.num_tokens > 0)
@@ -115,12 +121,19 @@ class _Piece:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Gated:
-    """A piece, and what counts in it. `labels`: None until they are asked for."""
+    """A piece, and what counts in it."""
 
     piece: _Piece
     gate_BT: Tensor
     weight_N: Tensor
     labels: Labels | None = None
+    """None until they are asked for."""
+    hidden_BSD: Tensor | None = None
+    """With the graph behind them, where a pass of this step has made them already."""
+
+    @property
+    def known_BSD(self) -> Tensor | None:
+        return self.piece.known_BSD if self.hidden_BSD is None else self.hidden_BSD
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -205,47 +218,75 @@ def _labels(s: Setup, part: _Part, gated: _Gated, clock: Clock) -> Labels:
 
 
 def _add_gradient(
-    s: Setup, part: _Part, progress: Progress, clock: Clock, *, is_last: bool
-) -> tuple[_Loss, list[TokenLosses]]:
-    """Add the gradient of the part's mean to what is there; its value before the step, and that of its tokens.
+    s: Setup, parts: Sequence[_Part], progress: Progress, clock: Clock, *, is_last: bool
+) -> tuple[list[_Loss], list[TokenLosses]]:
+    """Add the gradient of the parts' means to what is there; the value of each before the step, and that of the first one's
+    tokens. All have the same pieces, and share each piece's pass.
 
-    `is_last`: of the parts of this step. Gradients are averaged over processes once, at the last micro-batch of the last one.
+    `is_last`: of this step. Gradients are averaged over processes once, at the last micro-batch of the last call.
     """
-    accelerator = s.accelerator
-    names = part.row_loss.names if isinstance(part.row_loss, Watched) else ()
-    total_C = torch.zeros(1 + len(names), dtype=torch.float64, device=accelerator.device)
-    scale = part.coefficient * accelerator.num_processes / max(part.denominator, 1)
+    accelerator, (first, *_) = s.accelerator, parts
+    sums = [_Sums(part, accelerator.device) for part in parts]
+    scales = [part.coefficient * accelerator.num_processes / max(part.denominator, 1) for part in parts]
     losses = []
-    for i, gated in enumerate(part.pieces):
-        labels, weight_N, batch = _labels(s, part, gated, clock), gated.weight_N, gated.piece.batch
-        is_exchanged = is_last and i + 1 == len(part.pieces)
+    for i, together in enumerate(zip(*(part.pieces for part in parts), strict=True)):
+        gated, batch = together[0], together[0].piece.batch
+        terms = [
+            Term(_labels(s, part, g, clock), part.row_loss, g.weight_N)
+            for part, g in zip(parts, together, strict=True)
+        ]
+        is_exchanged = is_last and i + 1 == len(first.pieces)
         joined = contextlib.nullcontext() if is_exchanged else accelerator.no_sync(s.student)
         with clock.phase("train"), joined:
-            loss, value_N = s.student(batch.token_BT, labels, part.row_loss, weight_N, gated.piece.known_BSD)
-            _require_finite(value_N, gated.gate_BT, batch, progress)
-            accelerator.backward(loss * scale)
-            total_C[0] += (loss_column(value_N).double() * weight_N.double()).sum()
-            if names:
-                total_C[1:] += value_N[:, 1:].double().sum(dim=0)
-        losses.append(TokenLosses(batch, gated.gate_BT, loss_column(value_N)))
-    loss_sum, *seen = accelerator.reduce(total_C, reduction="sum").tolist()  # pyright: ignore
-    means = {name: value / max(part.num_tokens, 1) for name, value in zip(names, seen, strict=True)}
-    return _Loss(loss_sum / max(part.denominator, 1), means), losses
+            found: list[tuple[Tensor, Tensor]] = s.student(batch.token_BT, terms, gated.known_BSD)
+            for total, g, (_, value_N) in zip(sums, together, found, strict=True):
+                _require_finite(value_N, g.gate_BT, batch, progress)
+                total.add(value_N, g.weight_N)
+            sum_P = torch.stack([loss for loss, _ in found])
+            accelerator.backward((sum_P * sum_P.new_tensor(scales)).sum())
+        losses.append(TokenLosses(batch, gated.gate_BT, loss_column(found[0][1])))
+    return [total.mean(accelerator) for total in sums], losses
+
+
+class _Sums:
+    """Of a part's weighted loss and of what it reports, over the pieces of this process."""
+
+    def __init__(self, part: _Part, device: torch.device) -> None:
+        self.part = part
+        self.names = part.row_loss.names if isinstance(part.row_loss, Watched) else ()
+        self.total_C = torch.zeros(1 + len(self.names), dtype=torch.float64, device=device)
+
+    def add(self, value_N: Tensor, weight_N: Tensor) -> None:
+        self.total_C[0] += (loss_column(value_N).detach().double() * weight_N.double()).sum()
+        if self.names:
+            self.total_C[1:] += value_N[:, 1:].detach().double().sum(dim=0)
+
+    def mean(self, accelerator: Accelerator) -> _Loss:
+        """Over all processes; all of them ask at once."""
+        loss, *seen = accelerator.reduce(self.total_C, reduction="sum").tolist()  # pyright: ignore
+        num = max(self.part.num_tokens, 1)
+        means = {name: value / num for name, value in zip(self.names, seen, strict=True)}
+        return _Loss(loss / max(self.part.denominator, 1), means)
 
 
 def _valued(s: Setup, part: _Part, progress: Progress, clock: Clock) -> tuple[_Part, list[TokenLosses]]:
-    """The part with its labels, and what its tokens cost: one pass without gradient, and without dropout."""
+    """The part with its labels, and what its tokens cost, without gradient and without dropout; where nothing is against it,
+    with the hidden states that its gradient then starts from."""
     pieces, losses = [], []
     for gated in part.pieces:
-        labels, piece = _labels(s, part, gated, clock), gated.piece
-        with clock.phase("look"), evaluating(s.model), s.accelerator.autocast():
-            assert s.expert is not None
-            row_losses = {"loss": part.row_loss}
-            found = position_values(
-                s.model, s.expert.vocab_size, piece.batch, labels, row_losses, piece.known_BSD
-            )
+        labels, piece, hidden_BSD = _labels(s, part, gated, clock), gated.piece, gated.known_BSD
+        with evaluating(s.model), s.accelerator.autocast():
+            if hidden_BSD is None and s.holds_graphs:
+                with clock.phase("train"):
+                    hidden_BSD = hidden_states(s.model, piece.batch.token_BT)[:, :-1]
+            with clock.phase("look"):
+                assert s.expert is not None
+                row_losses = {"loss": part.row_loss}
+                found = position_values(
+                    s.model, s.expert.vocab_size, piece.batch, labels, row_losses, hidden_BSD
+                )
         _require_finite(found["loss"], gated.gate_BT, piece.batch, progress)
-        pieces.append(replace(gated, labels=labels))
+        pieces.append(replace(gated, labels=labels, hidden_BSD=hidden_BSD))
         losses.append(TokenLosses(piece.batch, gated.gate_BT, loss_column(found["loss"])))
     return replace(part, pieces=pieces), losses
 
@@ -255,13 +296,11 @@ def _look(s: Setup, look: LookAhead, losses: Sequence[TokenLosses], clock: Clock
         return look(losses)
 
 
-def _add_windows(
-    s: Setup, look: LookAhead, windows: Sequence[Trajectory], progress: Progress, clock: Clock
-) -> float | None:
-    """Add the gradient of what the look has brought, the last part of its step; the mean before it is weighed, or None."""
+def _windows(s: Setup, look: LookAhead, windows: Sequence[Trajectory]) -> _Part:
+    """What the look has brought, as the last part of its step."""
     objective = s.objective.look_ahead
     assert objective is not None
-    part = _part(
+    return _part(
         s,
         windows,
         objective,
@@ -271,8 +310,28 @@ def _add_windows(
         lambda batch: response_gate(batch.is_response_BT, batch.is_student_BT),
         look.options["window_weight"],
     )
-    loss, _ = _add_gradient(s, part, progress, clock, is_last=True)
-    return loss.nats if part.num_tokens else None
+
+
+def _beside(s: Setup, look: LookAhead, rollouts: _Part, beside: Sequence[Beside]) -> _Part:
+    """What the look has to say of the rollouts' own tokens, as a part that shares their passes."""
+    objective = s.objective.look_ahead
+    assert objective is not None
+    pieces = []
+    for gated, found in zip(rollouts.pieces, beside, strict=True):
+        labels = Labels(gate_BT=found.gate_BT, law=None, token_N=None, uniform_N=None, given_N=found.given_N)
+        weight_N = uniform_weight(found.gate_BT[found.gate_BT])
+        pieces.append(_Gated(piece=gated.piece, gate_BT=found.gate_BT, weight_N=weight_N, labels=labels))
+    own = torch.tensor([sum(found.num_tokens for found in beside)], device=s.accelerator.device)
+    num_tokens = int(s.accelerator.reduce(own, reduction="sum"))  # pyright: ignore
+    return replace(
+        rollouts,
+        objective=objective,
+        row_loss=objective.build(LossSettings()),
+        coefficient=look.options["window_weight"],
+        pieces=pieces,
+        num_tokens=num_tokens,
+        denominator=num_tokens,
+    )
 
 
 def _pieces(s: Setup, trajectories: Sequence[Trajectory]) -> list[_Piece]:
