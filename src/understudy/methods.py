@@ -505,7 +505,7 @@ METHODS: dict[str, Method] = {
             weight="1; windows: window_weight",
             options={**_NEAR_FUTURE, **_T},
             instead={"candidate_nats": "candidate_quantile", "min_distance": "real_quantile"},
-            source="arXiv:2606.00305 with K = 50; thresholds, weight, plan and embedding are ours",
+            source="arXiv:2606.00305 with K = 50; thresholds, weight, plan, embedding and windows of rollouts are ours",
         ),
         Method(
             name="grpo",

@@ -430,7 +430,7 @@ class MethodConfig:
     student_window: Literal["written", "rollout"] | None = None
     """rollout: the response's own next tokens, which cost nothing. written: the student writes its window anew."""
     window_temperature: float | None = None
-    """Of the windows of both; 0 is greedy."""
+    """Of windows that are written; 0 is greedy."""
     embedding: Literal["expert", "student", "expert-hidden"] | None = None
     """What tokens are compared by: rows of the expert's or of the student's input embedding, or the expert's last hidden states
     behind both windows."""

@@ -145,7 +145,8 @@ def assemble(
         reference=reference,
         scores=_scores(recipe, parts, objective, accelerator),
         look_ahead=_look_ahead(recipe, parts, objective, accelerator, model),
-        holds_graphs=_may_hold_graphs(recipe, accelerator, model),
+        # Under autocast each pass that is kept would keep half-precision weights of its own.
+        holds_graphs=_may_hold_graphs(recipe, accelerator, model) and recipe.train.mixed_precision == "no",
         accelerator=accelerator,
         student=student,
         model=model,

@@ -281,12 +281,27 @@ def test_a_step_passes_over_its_rollouts_once(tmp_path, settings, windows_passes
     assert passes_of(s, trajectories) == 1 + windows_passes
 
 
+@pytest.mark.parametrize("adapters", [{}, {"student__lora": {"rank": 2}, "student__new__family": "llama"}])
+def test_a_kept_pass_is_a_pass_made_anew(tmp_path, monkeypatch, adapters):
+    """To the last bit, in several pieces."""
+    monkeypatch.setattr("understudy.trainer.step.MIN_PIECE_TOKENS_CPU", 1)
+    s = near_setup(tmp_path, method__student_window="rollout", method__suppress="matched", **adapters)
+    trajectories = written(s, 6)
+    kept, result, _ = step_of(s, trajectories)
+    anew, other, _ = step_of(replace(s, holds_graphs=False), trajectories)
+    assert s.holds_graphs
+    assert kept.abs().max() > 0
+    assert torch.equal(kept, anew)
+    assert result == other
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {"train__micro_batch_size": 5},
         {"train__micro_batch_tokens": 500},
         {"train__compile": True},
+        {"train__mixed_precision": "bf16"},
         {"student__new__family": "llama", "student__lora": {"rank": 2, "dropout": 0.2}},
     ],
 )

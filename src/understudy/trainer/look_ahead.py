@@ -69,7 +69,7 @@ class Seen:
     windows: list[Trajectory]
     """Empty where windows are parts of the rollouts."""
     beside: list[Beside]
-    """Of each batch that was given; empty lists where windows are trajectories of their own."""
+    """Of each batch that was given; nothing in it where windows are trajectories of their own."""
     weights: list[Tensor]
     """Of the gated tokens of each batch that was given, [N]; all 1 where nothing is suppressed."""
     num_candidates: int
@@ -286,7 +286,7 @@ class LookAhead:
             response_ids=window.token_ids,
             is_student=window.is_student,
             logp=window.logp,
-            temperature=t.temperature if self._is_rollout(who) else self.options["window_temperature"],
+            temperature=self.options["window_temperature"],
             finish=window.finish,
             targets=tuple(laws[: len(window.token_ids)]),
         )
@@ -328,7 +328,7 @@ def _at_tokens(gate_BT: Tensor, start_n2: Tensor, is_token_nI: Tensor, targets: 
     offset_I = torch.arange(is_token_nI.shape[1], device=gate_BT.device)
     cell_nI = start_n2[:, :1] * gate_BT.shape[1] + start_n2[:, 1:] + offset_I
     cell_E, at_E = cell_nI[is_token_nI].unique(return_inverse=True)
-    given = targets.given(is_token_nI)
+    given = _compact(targets).given(is_token_nI)
     # The windows that a token lies in, side by side: each entry e takes the next free of its token's places.
     order_e = at_E.argsort(stable=True)
     count_N = at_E.bincount(minlength=len(cell_E))
@@ -342,6 +342,13 @@ def _at_tokens(gate_BT: Tensor, start_n2: Tensor, is_token_nI: Tensor, targets: 
         value_NPK[at_E[order_e], place_e] = value_EK[order_e]
         laid[name] = value_NPK.flatten(1)
     return Beside(gate_BT=is_in_BT, given_N=laid, num_tokens=len(at_E))
+
+
+def _compact(targets: Targets) -> Targets:
+    """The same laws with as few entries as the one over most tokens needs: an assignment has one a token."""
+    size = int((targets.weight_BIK > 0).sum(dim=2).max()) if targets.weight_BIK.numel() else 1
+    weight_BIK, at_BIK = targets.weight_BIK.sort(dim=2, descending=True, stable=True)
+    return Targets(targets.token_BIK.gather(2, at_BIK)[..., :size], weight_BIK[..., :size])
 
 
 def _nothing(piece: TokenLosses) -> Beside:
