@@ -41,9 +41,8 @@ from benchmarks.common import (
     write,
 )
 from benchmarks.drafts import train_device
-from benchmarks.step import ROOT, environment, phases, timings
+from benchmarks.step import ROOT, in_turns, phases, timings
 from benchmarks.step_ours import SilentBar, answer, serve, this_round
-from benchmarks.step_workload import WorkerProcess
 from understudy.build import build
 from understudy.config import load_recipe
 from understudy.evaluation.statistics import mean_interval
@@ -162,24 +161,13 @@ def run_sides(
     folder: Path, settings: dict[str, Any], *, warmup: int, repeats: int, device: torch.device
 ) -> dict[str, dict[str, Any]]:
     """Steps of the three sides, in turn: their timings, and what they logged."""
-    workers: dict[str, WorkerProcess] = {}
-    found: dict[str, dict[str, Any]] = {name: {"steps": []} for name in SIDES}
     places = {name: folder / name.replace(" ", "-") for name in SIDES}
-    try:
-        for name, place in places.items():
-            place.mkdir(parents=True)
-            command = [sys.executable, "-m", "benchmarks.modular_addition", "--worker", str(place)]
-            command += [json.dumps(settings), device.type, name]
-            workers[name] = WorkerProcess(command, environment(), folder)
-            workers[name].ask("loss")
-            for _ in range(warmup):
-                workers[name].ask("step")
-        for turn in range(repeats):
-            for name in SIDES if turn % 2 == 0 else reversed(SIDES):
-                found[name]["steps"].append(workers[name].ask("step"))
-    finally:
-        for one in workers.values():
-            one.close()
+    commands: dict[str, list[str]] = {}
+    for name, place in places.items():
+        place.mkdir(parents=True)
+        commands[name] = [sys.executable, "-m", "benchmarks.modular_addition", "--worker", str(place)]
+        commands[name] += [json.dumps(settings), device.type, name]
+    found = in_turns(commands, folder, repeats=repeats, warmup=warmup)
     for name, place in places.items():
         found[name]["log"] = train_rows(place)[warmup:]
     require_same_losses({name: [row["loss_nats"] for row in side["log"]] for name, side in found.items()})

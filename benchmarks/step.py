@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,20 +112,30 @@ def run_pair(
     device: torch.device,
 ) -> dict[str, dict[str, Any]]:
     """Steps of both sides in turn; one step of each is not timed. Without a peer, ours alone."""
-    ours_command = [sys.executable, "-m", "benchmarks.step_ours", str(folder), json.dumps(ours), device.type]
-    commands = {"ours": ours_command}
+    commands = {"ours": ours_command(folder, ours, device)}
     if peer is not None:
         commands["peer"] = [peer[0], "-m", "benchmarks.step_peer", str(folder), peer[1], device.type]
+    return in_turns(commands, folder, repeats=repeats)
+
+
+def ours_command(folder: Path, settings: dict[str, Any], device: torch.device) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.step_ours", str(folder), json.dumps(settings), device.type]
+
+
+def in_turns(
+    commands: Mapping[str, Sequence[str]], folder: Path, *, repeats: int, warmup: int = 1
+) -> dict[str, dict[str, Any]]:
+    """Worker processes, a step of each in turn: A B C, C B A, ... Of each its first answer, and `steps` without the warm-up."""
     workers: dict[str, WorkerProcess] = {}
     found: dict[str, dict[str, Any]] = {}
     try:
         for name, command in commands.items():
             workers[name] = WorkerProcess(command, environment(), folder)
-            found[name] = {"loss": workers[name].ask("loss")["loss_nats"], "steps": []}
-            workers[name].ask("step")
-        order = list(workers)
+            found[name] = {**workers[name].ask("loss"), "steps": []}
+            for _ in range(warmup):
+                workers[name].ask("step")
         for turn in range(repeats):
-            for name in order if turn % 2 == 0 else reversed(order):
+            for name in commands if turn % 2 == 0 else reversed(list(commands)):
                 found[name]["steps"].append(workers[name].ask("step"))
     finally:
         for worker in workers.values():
@@ -156,7 +166,7 @@ def pair_figures(
     if clock_of(device) == "cpu":
         figures.append(figure(f"{head} (processor time)", ratios(ours, peer, "cpu"), target))
     if pair is PAIRS[0]:
-        gap = abs(found["ours"]["loss"] - found["peer"]["loss"])
+        gap = abs(found["ours"]["loss_nats"] - found["peer"]["loss_nats"])
         figures.append(
             figure(f"loss on the same batch, |ours - TRL| in nats, {work.name}", [gap], LOSS_TOLERANCE)
         )
@@ -247,7 +257,7 @@ def measure(
                 peer = (python, pair.peer) if there and python is not None else None
                 found = run_pair(folder, pair.ours, peer, repeats=repeats, device=device)
                 tables |= {f"{work.name}, {pair.name}: {side}": phases(f) for side, f in found.items()}
-                losses.setdefault(json.dumps(pair.ours), found["ours"]["loss"])
+                losses.setdefault(json.dumps(pair.ours), found["ours"]["loss_nats"])
                 if peer is not None:
                     figures += pair_figures(work, pair, found, device)
                 if pair is PAIRS[0]:

@@ -34,7 +34,7 @@ from understudy.wiring import assemble
 
 @dataclass(frozen=True, kw_only=True)
 class FixedPrompts:
-    """A task of given prompts without an end token: every response has its full length."""
+    """A task of given prompts. Without end ids every response has its full length."""
 
     token_ids: tuple[tuple[int, ...], ...]
     vocab_size: int
@@ -100,7 +100,10 @@ def make_setup(
     recipe = recipe_from_table(recipe_table(work, folder, settings))
     accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision, cpu=device.type == "cpu")
     task = FixedPrompts(
-        token_ids=tuple(map(tuple, prompts)), vocab_size=work.vocab_size, max_new_tokens=work.new_tokens
+        token_ids=tuple(map(tuple, prompts)),
+        vocab_size=work.vocab_size,
+        max_new_tokens=work.new_tokens,
+        eos_ids=frozenset() if work.end_id is None else frozenset({work.end_id}),
     )
     parts = build(recipe, device=accelerator.device, task=task)
     bar: Any = SilentBar()
@@ -195,7 +198,7 @@ def main(folder: str, settings: str, device_type: str) -> None:
     s, work, prompts, responses = make_setup(Path(folder), chosen, torch.device(device_type))
     torch.manual_seed(0)
     assert sys.stdin.readline().strip() == "loss"
-    answer({"loss_nats": fixed_loss(s, work, prompts, responses)})
+    answer({"loss_nats": fixed_loss(s, work, prompts, responses), "folder": str(s.folder)})
     serve(s)
 
 

@@ -25,7 +25,7 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """One on-policy step: every prompt has `prompt_tokens`, every response `new_tokens`."""
+    """One on-policy step: every prompt has `prompt_tokens`, every response `new_tokens`, or fewer where a token ends it."""
 
     name: str
     student: Shape
@@ -34,6 +34,8 @@ class Workload:
     batch_size: int = 16
     prompt_tokens: int = 64
     new_tokens: int = 64
+    end_id: int | None = None
+    """A token like any other that ends a response; None: only the length does."""
     target: float = 0.5
 
     @property

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -264,6 +265,84 @@ def test_the_step_benchmark_runs_without_a_peer(tmp_path):
     assert any("wall seconds" in note for note in result["notes"])
     assert result["machine"]["device"] == "cpu"
     assert result["command"].endswith("--device cpu --peer-python PYTHON")
+
+
+def sides_near_future(tmp_path: Path) -> dict[str, dict]:
+    """Two steps of each method in this process, and what they logged."""
+    from benchmarks.modular_addition import train_rows
+    from benchmarks.near_future import PLAIN, SMOKE, STUDENT_WINDOW
+    from benchmarks.step_ours import make_setup
+    from benchmarks.step_workload import write_workload
+
+    from understudy.evaluation.score import Evaluation
+    from understudy.trainer.checkpoint import Progress
+    from understudy.trainer.loop import run_rounds
+
+    write_workload(SMOKE.work, tmp_path)
+    nothing, found = Evaluation(metrics={}, by_position={}, rollouts=[]), {}
+    for arm in (PLAIN, *STUDENT_WINDOW):
+        settings = {**SMOKE.settings(arm), "train.steps": 2}
+        s = make_setup(tmp_path, settings, torch.device("cpu"))[0]
+        before = [p.detach().clone() for p in s.model.parameters()]
+        quiet = replace(
+            s,
+            evaluate=lambda: nothing,
+            evaluate_ends=lambda: nothing,
+            report=lambda progress, evaluation: None,
+        )
+        run_rounds(quiet, Progress(), [])
+        weights = zip(before, s.model.parameters(), strict=True)
+        found[arm] = {
+            "log": train_rows(s.folder),
+            "is_still": all(torch.equal(a, b) for a, b in weights),
+            "window": s.options.get("student_window"),
+        }
+    return found
+
+
+def test_near_future_is_compared_on_the_same_responses_and_unmoved_weights(tmp_path):
+    """Fails if the weights drift, if a method has other responses than the others, or if the two kinds of windows are mixed up.
+    Responses end before their limit, and differ from step to step."""
+    from benchmarks.near_future import IN_ROLLOUTS, PLAIN, SMOKE, WRITTEN, table_row
+
+    found = sides_near_future(tmp_path)
+    assert all(side["is_still"] for side in found.values())
+    assert [side["window"] for side in found.values()] == [None, "rollout", "written"]
+    losses = [[row["loss_nats"] for row in side["log"]] for side in found.values()]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+    lengths = [row["response_length_mean"] for row in found[PLAIN]["log"]]
+    assert len(set(lengths)) == 2
+    assert max(lengths) < SMOKE.work.new_tokens
+    rows = {}
+    for arm, side in found.items():
+        timed = [{"wall_seconds": 1.0, "cpu_seconds": 2.0, "phases": {"look": 0.5}}] * 2
+        rows[arm] = table_row({"steps": timed, "log": side["log"]}, torch.device("cpu"))
+    plain, ours, written = (rows[arm] for arm in (PLAIN, IN_ROLLOUTS, WRITTEN))
+    assert (plain["step, processor"], plain["look"]) == (2.0, 0.5)
+    assert "candidates / rollout tokens" not in plain
+    log = found[WRITTEN]["log"]
+    share = sum(r["forks_candidates"] for r in log) / sum(r["trained_tokens"] for r in log)
+    assert written["candidates / rollout tokens"] == ours["candidates / rollout tokens"] == share
+    name = "window tokens written / rollout tokens"
+    assert 0 < ours[name] <= SMOKE.window_tokens * share < written[name] <= 2 * SMOKE.window_tokens * share
+
+
+def test_the_price_of_a_look_is_aimed_at_for_windows_in_the_rollouts_alone():
+    """Steps of 2 and 4 seconds beside one of 1; half of them processor time, of which the last one has less."""
+    from benchmarks.near_future import IN_ROLLOUTS, PLAIN, TARGET, WRITTEN, figures_of
+
+    seconds = {PLAIN: (1.0, 0.5), IN_ROLLOUTS: (2.0, 1.0), WRITTEN: (4.0, 1.5)}
+    found: dict = {
+        arm: {"steps": [{"wall_seconds": wall, "cpu_seconds": cpu, "phases": {}}] * 2}
+        for arm, (wall, cpu) in seconds.items()
+    }
+    made = figures_of("a case", found, torch.device("cpu"))
+    assert [f.ratio_median for f in made] == [2.0, 2.0, 4.0, 3.0]
+    assert [f.target for f in made] == [TARGET, TARGET, None, None]
+    assert [f.name.endswith("(processor time)") for f in made] == [False, True, False, True]
+    assert all("windows written" in f.name for f in made[2:])
+    assert [f.ratio_median for f in figures_of("a case", found, torch.device("cuda"))] == [2.0, 4.0]
 
 
 @pytest.mark.slow
