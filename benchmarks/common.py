@@ -247,7 +247,7 @@ def forward_flops(
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What `results/NAME.json` holds and `docs/performance.md` is made from.
+    """What `results/NAME.json` holds and `docs/performance.md` is made from; of a GPU `results/NAME.cuda.json`, beside it.
 
     `phases`: for each setting, seconds (or shares) by phase. `floor`: counted operations, measured speed and what follows.
     `notes`: what a reader must know, such as a peer that could not be run, or the unit of the phases. `device`: where it ran.
@@ -262,9 +262,15 @@ class Result:
     notes: Sequence[str] = ()
     device: torch.device | None = None
 
+    @property
+    def full_name(self) -> str:
+        """Of its file and its section: what was measured on a GPU never takes the place of what a processor did."""
+        kind = "cpu" if self.device is None else self.device.type
+        return self.name if kind == "cpu" else f"{self.name}.{kind}"
+
     def to_json(self) -> dict[str, Any]:
         return {
-            "name": self.name,
+            "name": self.full_name,
             "question": self.question,
             "command": self.command,
             "machine": machine(self.device),
@@ -278,7 +284,7 @@ class Result:
 def write(result: Result, folder: Path) -> Path:
     """Keep a result and show it. Replaced whole, so that no reader sees half of it."""
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{result.name}.json"
+    target = folder / f"{result.full_name}.json"
     unfinished = target.with_suffix(".tmp")
     unfinished.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
     unfinished.replace(target)
@@ -287,7 +293,7 @@ def write(result: Result, folder: Path) -> Path:
 
 
 def show(result: Result) -> None:
-    print(f"\n{result.name}: {result.question}")
+    print(f"\n{result.full_name}: {result.question}")
     for f in result.figures:
         aim = (
             ""

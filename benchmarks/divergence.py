@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,7 @@ from understudy.objectives.divergences import (
 )
 from understudy.objectives.laws import DenseLaw, Head, HeadLaw
 from understudy.objectives.rows import RowLoss
+from understudy.objectives.tiles import default_rows_per_tile
 
 try:
     from trl.trainer.distillation_trainer import (  # pyright: ignore[reportMissingImports]
@@ -84,6 +85,17 @@ SIZES = (
 )
 SMOKE = (Size(name="V = 300", vocab_size=300, num_rows=40, width=8, expert_width=12),)
 MEMORY = Size(name="V = 152k", vocab_size=151_936, num_rows=1024)
+SMOKE_MEMORY = Size(name="V = 32k", vocab_size=32_000, num_rows=64)
+TILES = (2, 8, 32)
+GROWTH_TARGET = 1.1
+"""The same vocabulary at more and more tiles of positions: what is kept beside inputs and gradients should not grow."""
+
+
+def growing_sizes(vocab_size: int, tiles: Sequence[int], device: torch.device) -> list[Size]:
+    """As many positions as make so many tiles, which are larger on a GPU."""
+    rows = default_rows_per_tile(vocab_size, device)
+    name = f"V = {vocab_size // 1000}k"
+    return [Size(name=name, vocab_size=vocab_size, num_rows=n * rows) for n in tiles]
 
 
 class Problem:
@@ -213,11 +225,14 @@ def status_bytes(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}: memory is measured on Linux alone.")
 
 
-def extra_bytes(size: Size, variant: str, beta: float, device: torch.device) -> int:
-    """Peak of this process, or of its GPU, during one call, less inputs and gradients. Call it once, in a fresh process."""
+def extra_bytes(size: Size, variant: str, beta: float, dtype: torch.dtype, device: torch.device) -> int:
+    """Peak of this process, or of its GPU, during one call, less inputs and gradients. Call it once, in a fresh process.
+
+    Gradients count as float32, in which they are summed, whatever the inputs are.
+    """
     warm_up = Size(name="warm-up", vocab_size=64, num_rows=8, width=8, expert_width=8)
-    Problem(warm_up, torch.float32, device).variants()[variant](beta)
-    problem = Problem(size, torch.float32, device)
+    Problem(warm_up, dtype, device).variants()[variant](beta)
+    problem = Problem(size, dtype, device)
     gradients = 4 * (problem.hidden_ND.numel() + problem.weight_VD.numel())
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -230,33 +245,55 @@ def extra_bytes(size: Size, variant: str, beta: float, device: torch.device) -> 
     return status_bytes("VmHWM") - before - gradients
 
 
-def measure_memory(size: Size, repeats: int, device: torch.device) -> tuple[list[Figure], dict[str, Any]]:
-    """Each call in a process of its own, whose highest mark it alone makes."""
-    names = list(Problem(SMOKE[0], torch.float32, device).variants())
-    found: dict[str, list[int]] = {name: [] for name in names}
+def peaks(
+    size: Size,
+    variants: Sequence[str],
+    *,
+    repeats: int,
+    device: torch.device,
+    beta: float = 1.0,
+    dtype_name: str = "float32",
+) -> dict[str, list[int]]:
+    """`extra_bytes` of each variant, in turn. Each call in a process of its own, whose highest mark it alone makes."""
+    found: dict[str, list[int]] = {name: [] for name in variants}
     for _ in range(repeats):
-        for name in names:
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.divergence",
-                "--memory-of",
-                name,
-                "--rows",
-                str(size.num_rows),
-                "--device",
-                device.type,
-            ]
-            command += ["--vocab-size", str(size.vocab_size)]
+        for name in variants:
+            command = [sys.executable, "-m", "benchmarks.divergence", "--memory-of", name]
+            command += ["--rows", str(size.num_rows), "--vocab-size", str(size.vocab_size)]
+            command += ["--beta", str(beta), "--dtype", dtype_name, "--device", device.type]
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
             found[name].append(json.loads(done.stdout.splitlines()[-1]))
-    figures = []
-    for name, target in (("dense", 1 / 8), ("TRL", 1.0)):
-        if name in found:
-            parts = [a / b for a, b in zip(found["ours"], found[name], strict=True)]
-            where = f"{size.name}, N = {size.num_rows}, reverse KL, float32"
-            figures.append(figure(f"peak extra memory, ours / {name}, {where}", parts, target))
-    return figures, {f"peak extra memory in MiB, {size.name}": {n: max(b) / 2**20 for n, b in found.items()}}
+    return found
+
+
+def measure_memory(
+    memory: Size, growing: Sequence[Size], repeats: int, device: torch.device
+) -> tuple[list[Figure], dict[str, Any]]:
+    """Ours beside the others at one size, by loss and precision at another; and ours alone at more and more positions."""
+    names = list(Problem(SMOKE[0], torch.float32, device).variants())
+    cases = [(memory, 1.0, "float32"), (growing[1], 0.5, "float32"), (growing[1], 1.0, "bfloat16")]
+    figures, table = [], {}
+    for size, beta, dtype_name in cases:
+        found = peaks(size, names, repeats=repeats, device=device, beta=beta, dtype_name=dtype_name)
+        where = f"{size.name}, N = {size.num_rows}, {LOSSES[beta][0]}, {dtype_name}"
+        for name, target in (("dense", 1 / 8), ("TRL", 1.0)):
+            if name in found:
+                parts = [a / b for a, b in zip(found["ours"], found[name], strict=True)]
+                figures.append(figure(f"peak extra memory, ours / {name}, {where}", parts, target))
+        table[f"peak extra memory in MiB, {where}"] = in_mib(found)
+    by_rows = {s.num_rows: peaks(s, ["ours"], repeats=repeats, device=device) for s in growing}
+    first = growing[0]
+    for size in growing[1:]:
+        pairs = zip(by_rows[size.num_rows]["ours"], by_rows[first.num_rows]["ours"], strict=True)
+        name = f"peak extra memory, N = {size.num_rows} / N = {first.num_rows}, ours, {first.name}, reverse KL, float32"
+        figures.append(figure(name, [a / b for a, b in pairs], GROWTH_TARGET))
+    for rows, found in by_rows.items():
+        table[f"peak extra memory in MiB, {first.name}, N = {rows}, reverse KL, float32"] = in_mib(found)
+    return figures, table
+
+
+def in_mib(found: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    return {name: max(marks) / 2**20 for name, marks in found.items()}
 
 
 # --- the whole -----------------------------------------------------------------------------------------------------------
@@ -275,7 +312,14 @@ def notes_on(device: torch.device) -> list[str]:
     ]
 
 
-def measure(sizes: Sequence[Size], memory: Size, repeats: int, command: str, device: torch.device) -> Result:
+def measure(
+    sizes: Sequence[Size],
+    memory: Size,
+    growing: Sequence[Size],
+    repeats: int,
+    command: str,
+    device: torch.device,
+) -> Result:
     figures: list[Figure] = []
     phases: dict[str, Any] = {}
     speeds = [gemm_gflops(device=device)]
@@ -284,13 +328,13 @@ def measure(sizes: Sequence[Size], memory: Size, repeats: int, command: str, dev
             found, times = measure_time(size, dtype_name, repeats, device, speeds[0])
             figures, phases = [*figures, *found], phases | times
             speeds.append(gemm_gflops(device=device))
-    found, peaks = measure_memory(memory, min(repeats, 3), device)
+    found, marks = measure_memory(memory, growing, min(repeats, 3), device)
     return Result(
         name="divergence",
         question="How long does the divergence take from hidden states to gradients, and how much memory?",
         figures=[*figures, *found],
         command=command,
-        phases=phases | peaks,
+        phases=phases | marks,
         floor={
             "counted": "2 N V (3 D + D_expert) operations at the measured speed of a square float32 product",
             "gemm_gflops": speeds[0],
@@ -310,12 +354,16 @@ def main(arguments: Sequence[str]) -> None:
     options.add_argument("--memory-of", help="print the peak of one call in bytes and end")
     options.add_argument("--rows", type=int, default=MEMORY.num_rows)
     options.add_argument("--vocab-size", type=int, default=MEMORY.vocab_size)
+    options.add_argument(
+        "--beta", type=float, choices=LOSSES, default=1.0, help="the loss whose peak is asked for"
+    )
+    options.add_argument("--dtype", choices=DTYPES, default="float32")
     chosen = options.parse_args(arguments)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     device = device_named(chosen.device)
     if chosen.memory_of:
         size = Size(name="asked for", vocab_size=chosen.vocab_size, num_rows=chosen.rows)
-        print(extra_bytes(size, chosen.memory_of, 1.0, device))
+        print(extra_bytes(size, chosen.memory_of, chosen.beta, DTYPES[chosen.dtype], device))
         return
     if chosen.peer_python:
         at = list(arguments).index("--peer-python")
@@ -323,13 +371,12 @@ def main(arguments: Sequence[str]) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
         command = [chosen.peer_python, "-m", "benchmarks.divergence", *rest]
         sys.exit(subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode)
-    sizes, memory = (
-        (SMOKE, Size(name="V = 32k", vocab_size=32_000, num_rows=64)) if chosen.smoke else (SIZES, MEMORY)
-    )
+    sizes, memory = (SMOKE, SMOKE_MEMORY) if chosen.smoke else (SIZES, MEMORY)
+    growing = growing_sizes(*((4_096, TILES[:2]) if chosen.smoke else (32_000, TILES)), device)
     repeats = 2 if chosen.smoke else chosen.repeats
     # Run by the peer's own interpreter, it was asked for by that option.
     command = command_of("divergence", [*arguments, *(["--peer-python", "PYTHON"] if peer_loss else [])])
-    write(measure(sizes, memory, repeats, command, device), chosen.out)
+    write(measure(sizes, memory, growing, repeats, command, device), chosen.out)
 
 
 if __name__ == "__main__":

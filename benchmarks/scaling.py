@@ -6,13 +6,14 @@ GPU wall time.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from benchmarks.common import (
     median_seconds,
     parser,
     ratios,
+    seconds_now,
     speed_notes,
     write,
 )
@@ -47,6 +49,7 @@ from understudy.trainer.step import optimizer_step
 
 SLOPE_TARGET = 1.1
 """Of the time against the counted operations; above it, something grows faster than the arithmetic."""
+PHASES = ("collect", "label", "train")
 
 
 def axes(base: Workload) -> dict[str, dict[str, Workload]]:
@@ -70,21 +73,46 @@ def axes(base: Workload) -> dict[str, dict[str, Workload]]:
     }
 
 
-def one_step(s: Setup, work: Workload) -> Callable[[], None]:
-    """What a run does in a round, without its log."""
-    progress = Progress()
-    clock = Clock(progress, s.accelerator.device)
+class PhaseClock(Clock):
+    """A clock of a run that keeps the phases of each step by the benchmark's clock, too."""
 
-    def step() -> None:
-        this = this_round(progress, work.batch_size)
-        with evaluating(s.model):
+    def __init__(self, progress: Progress, device: torch.device) -> None:
+        super().__init__(progress, device)
+        self.steps: list[dict[str, float]] = []
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = seconds_now(self.device)
+        with super().phase(name):
+            yield
+        this = self.steps[-1]
+        this[name] = this.get(name, 0.0) + seconds_now(self.device) - start
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """What a run does in a round, without its log."""
+
+    s: Setup
+    work: Workload
+    progress: Progress
+    clock: PhaseClock
+
+    @classmethod
+    def of(cls, s: Setup, work: Workload) -> Stepper:
+        progress = Progress()
+        return cls(s, work, progress, PhaseClock(progress, s.accelerator.device))
+
+    def __call__(self) -> None:
+        s, progress = self.s, self.progress
+        self.clock.steps.append({})
+        this = this_round(progress, self.work.batch_size)
+        with self.clock.phase("collect"), evaluating(s.model):
             fresh = collect(s.sources, s.method.prefixes, s.options, this)
         progress.round += 1
-        progress.prompts += work.batch_size
-        optimizer_step(s, fresh, progress, clock)
+        progress.prompts += self.work.batch_size
+        optimizer_step(s, fresh, progress, self.clock)
         progress.step += 1
-
-    return step
 
 
 def slope(sizes: Sequence[float], seconds: Sequence[float]) -> float:
@@ -94,33 +122,64 @@ def slope(sizes: Sequence[float], seconds: Sequence[float]) -> float:
     return sum((a - centre) * b for a, b in zip(x, y, strict=True)) / sum((a - centre) ** 2 for a in x)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """What was found along one axis; `tables` and `floors` are rows of the result's."""
+
+    figures: list[Figure]
+    tables: dict[str, dict[str, float]]
+    floors: dict[str, dict[str, float]]
+    note: str
+
+
 def measure_axis(
     name: str, works: Mapping[str, Workload], *, repeats: int, speed_gflops: float, device: torch.device
-) -> tuple[list[Figure], dict[str, float], dict[str, dict[str, float]]]:
-    """Slopes, the seconds of a step by size, and how those stand to the counted operations."""
+) -> Axis:
+    """Slopes turn by turn, of whole steps and of their phases; all sizes have their step in every turn."""
     with tempfile.TemporaryDirectory() as place:
-        actions = {}
+        steppers: dict[str, Stepper] = {}
         for size, work in works.items():
             folder = Path(place) / size
             folder.mkdir()
             write_workload(work, folder)
-            actions[size] = one_step(make_setup(folder, {}, device)[0], work)
-        found = interleaved(actions, repeats=repeats)
+            steppers[size] = Stepper.of(make_setup(folder, {}, device)[0], work)
+        found = interleaved(steppers, repeats=repeats, warmup=1)
     clock = clock_of(device)
     sizes = [float(size) for size in works]
-    flops = {size: sum(step_flops(work).values()) for size, work in works.items()}
+    flops = {size: step_flops(work) for size, work in works.items()}
+    whole = {size: sum(parts.values()) for size, parts in flops.items()}
     turns = [[found[size][turn].seconds(clock) for size in works] for turn in range(repeats)]
     figures = [
         figure(f"slope of time against {name}, {' / '.join(works)}", [slope(sizes, t) for t in turns]),
         figure(
             f"slope of time against counted operations, by {name}",
-            [slope(list(flops.values()), t) for t in turns],
+            [slope(list(whole.values()), t) for t in turns],
             SLOPE_TARGET,
         ),
     ]
     seconds = {size: median_seconds(found[size], clock) for size in works}
-    floors = {f"{name} {size}": floor_row(flops[size], speed_gflops, seconds[size]) for size in works}
-    return figures, seconds, floors
+    tables, parts = {f"seconds of a step by {name}": seconds}, []
+    for phase in PHASES:
+        # The first step of each was the warm-up.
+        spent = {size: [step[phase] for step in s.clock.steps[1:]] for size, s in steppers.items()}
+        tables[f"seconds of {phase} by {name}"] = {size: statistics.median(t) for size, t in spent.items()}
+        by_turn = list(zip(*spent.values(), strict=True))
+        counted = [flops[size][phase] for size in works]
+        said = f"{phase} {spread([slope(sizes, t) for t in by_turn])}"
+        # The expert has nothing more to do for a wider student.
+        if len(set(counted)) > 1:
+            said += f", against its operations {spread([slope(counted, t) for t in by_turn])}"
+        parts.append(said)
+    return Axis(
+        figures=figures,
+        tables=tables,
+        floors={f"{name} {size}": floor_row(whole[size], speed_gflops, seconds[size]) for size in works},
+        note=f"Slopes of the phases against {name}: {'; '.join(parts)}.",
+    )
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def floor_row(flops: float, speed_gflops: float, seconds: float) -> dict[str, float]:
@@ -179,13 +238,13 @@ def measure(base: Workload, *, repeats: int, command: str, device: torch.device)
     tables: dict[str, Any] = {}
     floors: dict[str, Any] = {}
     speeds = [gemm_gflops(device=device)]
+    notes: list[str] = []
     for name, works in axes(base).items():
-        made, seconds, rows = measure_axis(
-            name, works, repeats=repeats, speed_gflops=speeds[0], device=device
-        )
-        figures += made
-        tables[f"seconds of a step by {name}"] = seconds
-        floors |= rows
+        found = measure_axis(name, works, repeats=repeats, speed_gflops=speeds[0], device=device)
+        figures += found.figures
+        tables |= found.tables
+        floors |= found.floors
+        notes.append(found.note)
         speeds.append(gemm_gflops(device=device))
     figures += measure_padding(base, repeats=repeats, device=device)
     return Result(
@@ -197,8 +256,9 @@ def measure(base: Workload, *, repeats: int, command: str, device: torch.device)
         floor=floors,
         notes=[
             f"The base is {base.name}: batch {base.batch_size}, {base.new_tokens} new tokens, float32, no drafts.",
-            f"Phases: {clock_name(device)} seconds of whole steps, medians.",
+            f"Phases: {clock_name(device)} seconds of whole steps and their parts, medians.",
             f"Floor: {clock_name(device)} seconds, at the speed of square products measured once at the start of the run.",
+            *notes,
             *speed_notes(speeds),
         ],
         device=device,

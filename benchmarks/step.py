@@ -68,7 +68,11 @@ class Pair:
 
 
 PAIRS = (
-    Pair(name="float32, TRL as it comes (layers recomputed)", ours=SAME_FLOAT32, peer="float32-recomputed"),
+    Pair(
+        name="float32, both as they come (TRL recomputes layers)",
+        ours=SAME_FLOAT32,
+        peer="float32-recomputed",
+    ),
     Pair(name="float32, TRL without recomputing", ours=SAME_FLOAT32, peer="float32"),
     Pair(name="bfloat16, TRL without recomputing", ours=SAME_BFLOAT16, peer="bf16"),
     Pair(
@@ -110,9 +114,13 @@ def run_pair(
     *,
     repeats: int,
     device: torch.device,
+    with_models: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Steps of both sides in turn; one step of each is not timed. Without a peer, ours alone."""
+    """Steps of both sides, and `with_models` those of the models alone, in turn; one of each is not timed. Without a peer, ours
+    alone."""
     commands = {"ours": ours_command(folder, ours, device)}
+    if with_models:
+        commands["models"] = [sys.executable, "-m", "benchmarks.step_models", str(folder), device.type]
     if peer is not None:
         commands["peer"] = [peer[0], "-m", "benchmarks.step_peer", str(folder), peer[1], device.type]
     return in_turns(commands, folder, repeats=repeats)
@@ -208,6 +216,20 @@ def floor(work: Workload, speed_gflops: float) -> dict[str, float]:
     }
 
 
+def models_figures(
+    work: Workload, pair: Pair, found: dict[str, dict[str, Any]], device: torch.device
+) -> list[Figure]:
+    """How near our step and the target are to what the models take by themselves (`step_models`)."""
+    head = f"{clock_name(device)} time of a step, the models alone / "
+    names = {"ours": f"ours, {work.name}, float32", "peer": f"TRL, {work.name}, {pair.name}"}
+    models = timings(found["models"])
+    return [
+        figure(head + name, ratios(models, timings(found[side]), clock_of(device)))
+        for side, name in names.items()
+        if side in found and (side == "peer" or pair is PAIRS[0])
+    ]
+
+
 def floor_figure(
     work: Workload, bound: dict[str, float], ours: dict[str, Any], device: torch.device
 ) -> Figure:
@@ -227,6 +249,9 @@ def notes_of(*, is_peer_there: bool) -> list[str]:
         ]
     return [
         *notes,
+        "The models alone: transformers' own forward and backward passes of the same shapes, decoding behind its cache "
+        "included, and no loss, draw, optimiser or loop. A ratio to TRL below that share would need other model code than both "
+        "sides use.",
         "TRL's default, gradient checkpointing, computes layers twice to save memory; both are shown.",
         "Each side runs as it comes: ours keeps freed memory for the next step (an allocator setting, its default, glibc "
         "alone), TRL sets none. Ours decodes without drafts (rollouts.drafts = off).",
@@ -255,11 +280,17 @@ def measure(
             write_workload(work, folder)
             for pair in pairs:
                 peer = (python, pair.peer) if there and python is not None else None
-                found = run_pair(folder, pair.ours, peer, repeats=repeats, device=device)
+                # In float32 alone: what runs them in other precisions is part of either side.
+                is_plain = pair.ours == SAME_FLOAT32
+                found = run_pair(
+                    folder, pair.ours, peer, repeats=repeats, device=device, with_models=is_plain
+                )
                 tables |= {f"{work.name}, {pair.name}: {side}": phases(f) for side, f in found.items()}
                 losses.setdefault(json.dumps(pair.ours), found["ours"]["loss_nats"])
                 if peer is not None:
                     figures += pair_figures(work, pair, found, device)
+                if is_plain:
+                    figures += models_figures(work, pair, found, device)
                 if pair is PAIRS[0]:
                     speeds.append(gemm_gflops(device=device))
                     figures.append(floor_figure(work, floors[work.name], found["ours"], device))

@@ -260,6 +260,7 @@ def test_the_step_benchmark_runs_without_a_peer(tmp_path):
     check_form(result)
     assert any("not installed" in note for note in result["notes"])
     assert not any("TRL" in f["name"] for f in result["figures"])
+    assert any("the models alone / ours" in f["name"] for f in result["figures"])
     assert all(seconds >= 0 for row in result["phases"].values() for seconds in row.values())
     assert {"collect", "label", "train", "step"} <= set(next(iter(result["phases"].values())))
     assert any("wall seconds" in note for note in result["notes"])
@@ -348,7 +349,7 @@ def test_the_price_of_a_look_is_aimed_at_for_windows_in_the_rollouts_alone():
 @pytest.mark.slow
 def test_every_benchmark_runs_at_its_smallest_size(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "benchmarks.run", "--smoke", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.run", "--smoke", "--device", "cpu", "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=1800)
     from benchmarks.report import ORDER
 
