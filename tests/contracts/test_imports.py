@@ -68,6 +68,8 @@ FORBIDDEN = {
     "theory": {"*"},  # the oracle of the training code shares nothing with it
     "rollouts": {"trainer", "evaluation", "experts"},
     "tasks": {"models", "trainer", "rollouts", "experts", "config"},
+    # Every worker process loads these, and must not wait for torch.
+    "tasks.environments": {"records", "objectives", "tasks.task", "tasks.drawing", "tasks.modular_addition"},
     # Reports read folders: they must work where no model can be loaded.
     "reports": {"models", "trainer", "rollouts", "experts", "tasks", "objectives", "config", "methods"},
 }
