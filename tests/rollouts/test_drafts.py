@@ -47,6 +47,8 @@ class Table:
         self.rows = [(*r, t) for r, t in zip(self.rows, token_B.tolist(), strict=True)]
         return torch.stack([self.law(r) for r in self.rows])
 
+    room = None
+
     def keep(self, row_K: Tensor) -> None:
         self.rows = [self.rows[r] for r in row_K.tolist()]
 
@@ -172,6 +174,8 @@ def test_only_what_something_may_follow_is_read():
 
 def test_two_writers_and_decoders_that_cannot_follow_ignore_drafts():
     class Plain:
+        room = None
+
         def __init__(self) -> None:
             table = Table(4)
             self.start, self.step, self.keep = table.start, table.step, table.keep

@@ -296,6 +296,19 @@ def test_only_who_still_writes_needs_a_position():
         respond(model, [short[0], long], limits=open_end, temperature=0.0)
 
 
+def test_who_has_ended_leaves_before_its_context_does():
+    """Among many, when its leaving saves little: it would be in the way of nobody, but for the last position."""
+    model = make_model("gpt2", seed=12)
+    (long,), others = make_prompts((60,), seed=1), make_prompts((50,) * 19, seed=2)
+    ends = respond(model, [long], limits=Limits(max_new_tokens=1), temperature=0.0)[0].token_ids
+    limits = Limits(max_new_tokens=10, eos_ids=frozenset(ends))
+    alone = respond(model, others, limits=limits, temperature=0.0)
+    assert max(len(r.token_ids) for r in alone) == 10
+    together = respond(model, [*others[:7], long, *others[7:]], limits=limits, temperature=0.0)
+    assert together[7].token_ids == ends
+    closely([*together[:7], *together[8:]], alone)
+
+
 def test_laws_are_as_precise_as_the_model():
     model = make_model(seed=6).double()
     prompts = make_prompts((3, 5))

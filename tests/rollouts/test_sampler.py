@@ -42,6 +42,8 @@ class Script:
         self.at += 1
         return self._law()
 
+    room = None
+
     def keep(self, row_K: Tensor) -> None:
         self.texts = [self.texts[r] for r in row_K.tolist()]
 
@@ -66,6 +68,8 @@ class Fixed:
 
     def step(self, token_B: Tensor) -> Tensor:
         return self.logp_V.expand(self.rows, -1)
+
+    room = None
 
     def keep(self, row_K: Tensor) -> None:
         self.rows = len(row_K)

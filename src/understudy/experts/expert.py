@@ -86,5 +86,9 @@ class _OracleDecoder:
         self.prompts = [self.prompts[r] for r in rows]
         self.responses = [self.responses[r] for r in rows]
 
+    @property
+    def room(self) -> None:
+        """An oracle hears out any response."""
+
     def _last(self) -> Tensor:
         return self.oracle.logp_BTV(self.prompts, self.responses)[:, -1]

@@ -246,6 +246,10 @@ class _NoisyDecoder:
         self.clean.keep(row_K)
         self.argmax_B, self.is_derailed_B = self.argmax_B[row_K], self.is_derailed_B[row_K]
 
+    @property
+    def room(self) -> int | None:
+        return self.clean.room
+
     def _noisy(self, logp_BV: Tensor) -> Tensor:
         self.argmax_B = logp_BV.argmax(-1)
         return self.noise.apply(logp_BV, self.is_derailed_B)

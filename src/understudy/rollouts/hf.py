@@ -138,13 +138,17 @@ class HFDecoder:
 
     @torch.no_grad()
     def step(self, token_B: Tensor) -> Tensor:
-        if self.context is not None and self._longest >= self.context:
+        if self.room is not None and self.room < 1:
             raise self._no_room()
         position_B1 = self._length_B[:, None] if self._is_ragged else self._length_B[:1, None]
         hidden_B1D = self._forward(token_B[:, None], self._mask(), position_B1, self.cache)
         self._length_B = self._length_B + 1
         self._longest += 1
         return self._logp(hidden_B1D[:, 0])
+
+    @property
+    def room(self) -> int | None:
+        return None if self.context is None else self.context - self._longest
 
     def _no_room(self) -> DataError:
         return DataError(

@@ -18,8 +18,8 @@ from understudy.records import Finish, Prompt
 from understudy.rollouts.draws import Truncation, draw
 
 _COMPACT_BELOW = 0.75
-"""Finished rows leave the batch once fewer than this share of it is still writing (copying the cache has a price), or one of
-them is the longest: everybody else's attention runs over its columns, and it would reach the model's last position first."""
+"""Finished rows leave the batch once those still writing need less than this share of its cells, rows times the longest of them:
+copying the cache costs as much as attending to it a few times."""
 
 
 class Decoder(Protocol):
@@ -35,6 +35,11 @@ class Decoder(Protocol):
 
     def keep(self, row_K: Tensor) -> None:
         """Go on with these rows only, in this order."""
+        ...
+
+    @property
+    def room(self) -> int | None:
+        """Tokens that the longest row can still take; None: as many as one likes."""
         ...
 
 
@@ -303,11 +308,11 @@ def _write_on(
         if not book.is_open.any():
             return
         at_B, furthest = at_B + 1, furthest + 1
-        # No idle row may be the longest, nor its response too long: its model need not have a position for one token more.
         size_B = prompt_B + at_B
-        is_longest = size_B.max() > size_B.where(going_B, 0).max()
-        is_too_long = furthest == book.size
-        if is_longest or is_too_long or going_B.float().mean() < _COMPACT_BELOW:
+        cells, needed = size_B.max() * len(size_B), size_B.where(going_B, 0).max() * going_B.sum()
+        # No idle row may go on beyond the book, nor beyond the last position of its model.
+        is_too_long = furthest == book.size or any(writer.room == 0 for writer in pen.writers)
+        if is_too_long or needed < _COMPACT_BELOW * cells:
             kept = going_B.nonzero()[:, 0]
             for writer in pen.writers:
                 writer.keep(kept)
