@@ -1,4 +1,4 @@
-"""The models of `benchmarks.step` alone, as the library that both sides use runs them: what no step can do without.
+"""The models of `benchmarks.step` alone, as the library that both sides use runs them.
 
 The student's prompts and then its response token by token behind its own cache; the expert once forward; the student once
 forward and back, and the head's three products at the response's tokens. Nothing is drawn, compared, weighed or updated: no law,

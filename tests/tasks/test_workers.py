@@ -94,6 +94,14 @@ KILLING = [
         "garbage",
         "no ",
     ),
+    ('babble {"episode": 0, "outcome": "x", "expert_action": null, "seconds": 0}', "garbage", "no answer"),
+    (
+        'babble {"episode": 0, "outcome": {"observation": "", "admissible": null}, "expert_action": null, "seconds": 1'
+        + "0" * 400
+        + "}",
+        "garbage",
+        "no answer",
+    ),
     ("babble " + "[" * 99999, "garbage", "no answer"),
 ]
 

@@ -318,7 +318,7 @@ class WorkerPool:
         for line in lines:
             try:
                 self._take(worker, json.loads(line))
-            except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+            except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError):
                 self._replace(worker, "garbage", f"its process sent what is no answer: {line[:100]!r}")
                 return
         if len(worker.rest) > MAX_ANSWER_BYTES:
@@ -358,6 +358,8 @@ class WorkerPool:
         _end(worker)
         detail += f": {noise}" if noise else ""
         if not worker.is_ready:
+            for episode in list(worker.episodes):
+                self._forget(episode)
             raise ConfigError(f"a worker process of environments does not start: {detail}")
         self._workers.append(self._new_worker())
         busy_with = worker.under_way.popleft() if worker.under_way else None
