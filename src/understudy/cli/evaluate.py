@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from understudy.cli.options import Json, OfSet, Seed, Set
+from understudy.cli.options import Json, OfSet, Prompts, Samples, Seed, Set
 from understudy.cli.printing import METRIC_HEADERS, metric_cells, say, say_json, say_table
 
 if TYPE_CHECKING:
@@ -65,14 +65,8 @@ def evaluate(
     split: Annotated[
         SplitName | None, typer.Option("--split", help="Which held-out prompts. [default: validation]")
     ] = None,
-    prompts: Annotated[
-        int | None,
-        typer.Option("--prompts", metavar="N", min=1, help="How many prompts. [default: the recipe's]"),
-    ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option("--samples", metavar="K", min=1, help="Samples a prompt. [default: the recipe's]"),
-    ] = None,
+    prompts: Prompts = None,
+    samples: Samples = None,
     changes: Set = None,
     seed: Seed = None,
     out: Annotated[

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from understudy.cli.evaluate import SplitName
-from understudy.cli.options import Json, Seed, Set
+from understudy.cli.options import Json, Prompts, Samples, Seed, Set
 from understudy.cli.printing import say, say_json, say_table
 
 
@@ -29,14 +29,8 @@ def forks(
             help="A finished run's folder (its final student), or a recipe (the student it starts with).",
         ),
     ],
-    prompts: Annotated[
-        int | None,
-        typer.Option("--prompts", metavar="N", min=1, help="How many prompts. [default: the recipe's]"),
-    ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option("--samples", metavar="K", min=1, help="Responses a prompt. [default: the recipe's]"),
-    ] = None,
+    prompts: Prompts = None,
+    samples: Samples = None,
     split: Annotated[
         SplitName, typer.Option("--split", help="Which held-out prompts.")
     ] = SplitName.validation,

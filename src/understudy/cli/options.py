@@ -29,6 +29,14 @@ OfSet = Annotated[
         "--of-set", metavar="NAME", help="Responses to this evaluation set. [default: the recipe's own task]"
     ),
 ]
+Prompts = Annotated[
+    int | None,
+    typer.Option("--prompts", metavar="N", min=1, help="How many prompts. [default: the recipe's]"),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option("--samples", metavar="K", min=1, help="Samples a prompt. [default: the recipe's]"),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from where the folder stands.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete what the folder holds and start anew.")]
 DryRun = Annotated[

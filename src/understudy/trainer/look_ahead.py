@@ -9,7 +9,7 @@
     weights       of rollout tokens, where losses are to be suppressed
 
 B candidates, I positions of the student's window, J of the expert's, C candidates of one trajectory, T positions of a batch, N
-its gated tokens.
+its gated tokens, E tokens of all windows laid over them, P windows over one token at most.
 """
 
 from __future__ import annotations
@@ -327,18 +327,18 @@ def _at_tokens(gate_BT: Tensor, start_n2: Tensor, is_token_nI: Tensor, targets: 
     """Windows that begin at `start_n2` (row, position) of a batch, laid over its tokens; `is_token_nI`: where they are real."""
     offset_I = torch.arange(is_token_nI.shape[1], device=gate_BT.device)
     cell_nI = start_n2[:, :1] * gate_BT.shape[1] + start_n2[:, 1:] + offset_I
-    cell_E, at_E = cell_nI[is_token_nI].unique(return_inverse=True)
+    cell_N, at_E = cell_nI[is_token_nI].unique(return_inverse=True)
     given = _compact(targets).given(is_token_nI)
     # The windows that a token lies in, side by side: each entry e takes the next free of its token's places.
     order_e = at_E.argsort(stable=True)
-    count_N = at_E.bincount(minlength=len(cell_E))
+    count_N = at_E.bincount(minlength=len(cell_N))
     place_e = torch.arange(len(at_E), device=gate_BT.device) - (count_N.cumsum(0) - count_N)[at_E[order_e]]
     most = int(count_N.max()) if len(count_N) else 1
     is_in_BT = torch.zeros_like(gate_BT)
-    is_in_BT.view(-1)[cell_E] = True
+    is_in_BT.view(-1)[cell_N] = True
     laid = {}
     for name, value_EK in given.items():
-        value_NPK = value_EK.new_zeros(len(cell_E), most, value_EK.shape[1])
+        value_NPK = value_EK.new_zeros(len(cell_N), most, value_EK.shape[1])
         value_NPK[at_E[order_e], place_e] = value_EK[order_e]
         laid[name] = value_NPK.flatten(1)
     return Beside(gate_BT=is_in_BT, given_N=laid, num_tokens=len(at_E))
